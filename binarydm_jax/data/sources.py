@@ -1,0 +1,231 @@
+"""Random access to labelled images: the embedded digits, an npz file, a folder of images, a TFDS set."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from binarydm_jax.data import images as images_lib
+from binarydm_jax.data.images import DataError
+
+_Read = Callable[[int], tuple[np.ndarray, int]]
+_FORMS = "'digits', 'npz:PATH', 'folder:PATH' or 'tfds:NAME'"
+_DIGITS_TRAIN = 1500
+
+
+class Source:
+  """One split of a data set: `source[i]` is {"image": uint8 [H, W, C], "label": np.int32}, 0 <= i < len(source).
+
+  Attributes:
+    name: what was opened and which split, for logs.
+    num_classes: number of labels, 0 if the data has none (every label is then 0).
+  """
+
+  def __init__(self, name: str, num_classes: int, indices: Sequence[int], read: _Read):
+    """`read(indices[i])` gives the image and the label of example i; it must be safe to call from several threads."""
+    self.name = name
+    self.num_classes = num_classes
+    self._indices = indices
+    self._read = read
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray | np.int32]:
+    image, label = self._read(int(self._indices[i]))
+    return {"image": image, "label": np.int32(label)}
+
+  def __repr__(self) -> str:
+    return f"Source({self.name!r}, {len(self)} examples, {self.num_classes} classes)"
+
+
+def open_source(
+  spec: str,
+  *,
+  image_size: int,
+  channels: int,
+  split: str,
+  train_split: str = "train",
+  test_split: str = "",
+  holdout: float = 0.1,
+  skip_unreadable: bool = False,
+  data_dir: str | None = None,
+) -> Source:
+  """Opens one split of the data that `spec` names.
+
+  Args:
+    spec: 'digits' (8x8x1, in scikit-learn), 'npz:PATH' (uint8, already of the right size), 'folder:PATH' (any images,
+      cropped and resized; the first folder level gives the labels) or 'tfds:NAME' (prepared as array_record).
+    image_size: height and width of every image.
+    channels: 1 (grey) or 3 (RGB).
+    split: 'train' or 'test'. For npz and folder, and for TFDS without `test_split`, the test split is a fixed part of
+      the data that does not depend on any seed; digits has a fixed split of its own.
+    train_split: name of the TFDS split to train on.
+    test_split: name of the TFDS split to test on; '' holds out a part of `train_split`.
+    holdout: the part held out, 0 < holdout < 1.
+    skip_unreadable: decode every file of a folder now and leave out those that fail, instead of raising.
+    data_dir: where TFDS looks for prepared sets; None is its default.
+
+  Returns:
+    The source.
+
+  Raises:
+    DataError: a ValueError of one line that names the field and the mend.
+  """
+  if split not in ("train", "test"):
+    raise DataError(f"split is {split!r}; it must be 'train' or 'test'")
+  if channels not in (1, 3):
+    raise DataError(f"data.channels is {channels}; it must be 1 (grey) or 3 (RGB)")
+  if image_size < 1:
+    raise DataError(f"data.image_size is {image_size}; it must be at least 1")
+  if not 0 < holdout < 1:
+    raise DataError(f"data.holdout is {holdout}; it must lie between 0 and 1, both excluded")
+  kind, _, argument = spec.partition(":")
+  name = f"{spec} ({split})"
+  if spec == "digits":
+    total, num_classes, read = _open_digits(image_size, channels)
+    return Source(name, num_classes, _split_indices(total, total - _DIGITS_TRAIN, split), read)
+  if kind == "tfds" and argument:
+    chosen = test_split if split == "test" and test_split else train_split
+    field = "data.test_split" if split == "test" and test_split else "data.train_split"
+    total, num_classes, read = _open_tfds(argument, chosen, field, image_size, channels, data_dir)
+    if test_split:
+      return Source(name, num_classes, range(total), read)
+  elif kind == "npz" and argument:
+    total, num_classes, read = _open_npz(os.path.expanduser(argument), image_size, channels)
+  elif kind == "folder" and argument:
+    total, num_classes, read = _open_folder(os.path.expanduser(argument), image_size, channels, skip_unreadable)
+  else:
+    raise DataError(f"data.source is {spec!r}; it must be {_FORMS}")
+  if total < 2:
+    raise DataError(f"data.source {spec!r} has {total} images; at least 2 are needed, one to train on and one to test")
+  return Source(name, num_classes, _split_indices(total, min(max(round(total * holdout), 1), total - 1), split), read)
+
+
+def _split_indices(total: int, num_test: int, split: str) -> np.ndarray:
+  # RandomState's stream is frozen for good (numpy's Generator makes no such promise), so the split never moves.
+  order = np.random.RandomState(0).permutation(total)
+  return np.sort(order[:num_test] if split == "test" else order[num_test:])
+
+
+def _open_digits(image_size: int, channels: int) -> tuple[int, int, _Read]:
+  if (image_size, channels) != (8, 1):
+    raise DataError(
+      f"data.source 'digits' has 8x8 images of 1 channel, but data.image_size={image_size} and data.channels={channels}"
+      "; set data.image_size=8 and data.channels=1, or choose another data.source"
+    )
+  from sklearn import datasets  # pylint: disable=g-import-not-at-top  # A second of imports only digits needs.
+
+  digits = datasets.load_digits()
+  pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  return len(pixels), 10, lambda i: (pixels[i], digits.target[i])
+
+
+def _open_npz(path: str, image_size: int, channels: int) -> tuple[int, int, _Read]:
+  if not os.path.isfile(path):
+    raise DataError(f"data.source: there is no file {path!r}; give the path of an npz file as 'npz:PATH'")
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      image_key = next((key for key in ("arr_0", "images") if key in archive), None)
+      label_key = next((key for key in ("labels", "label", "arr_1") if key in archive), None)
+      pixels = archive[image_key] if image_key else None
+      labels = archive[label_key] if label_key else None
+  except Exception as error:  # numpy raises ValueError, OSError, BadZipFile, TypeError (an npy file), ...
+    reason = " ".join(str(error).split())
+    raise DataError(
+      f"data.source: {path!r} is not an npz file of plain arrays ({reason}); write it with np.savez(path, images)"
+    ) from error
+  if pixels is None:
+    raise DataError(f"data.source: {path!r} has neither 'arr_0' nor 'images'; write it with np.savez(path, images)")
+  shape = pixels.shape
+  if pixels.dtype != np.uint8 or len(shape) not in (3, 4):
+    raise DataError(
+      f"data.source: {path!r} holds {pixels.dtype} {shape}; images must be uint8 [N, H, W, C] or [N, H, W]"
+    )
+  pixels = pixels if len(shape) == 4 else pixels[..., None]
+  height, width, found = pixels.shape[1:]
+  if (height, width, found) != (image_size, image_size, channels):
+    # Already square and of a known number of channels: then the configuration can follow the file.
+    follow = (
+      f"set data.image_size={height} and data.channels={found}, or " if height == width and found in (1, 3) else ""
+    )
+    raise DataError(
+      f"data.source: {path!r} has {height}x{width} images of {found} channels, but data.image_size={image_size} and "
+      f"data.channels={channels}; {follow}resize the images in the file (a 'folder:PATH' is resized for you)"
+    )
+  if labels is None:
+    return len(pixels), 0, lambda i: (pixels[i], 0)
+  if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+    raise DataError(
+      f"data.source: {path!r} has {label_key!r} {labels.dtype} {labels.shape}; labels must be integers from 0 up, one "
+      f"for each of the {len(pixels)} images, or be left out"
+    )
+  return len(pixels), int(labels.max(initial=-1)) + 1, lambda i: (pixels[i], labels[i])
+
+
+def _open_folder(root: str, image_size: int, channels: int, skip_unreadable: bool) -> tuple[int, int, _Read]:
+  if not os.path.isdir(root):
+    raise DataError(f"data.source: there is no folder {root!r}; give the path of a folder of images as 'folder:PATH'")
+  names = images_lib.find_images(root)
+  if not names:
+    raise DataError(
+      f"data.source: the folder {root!r} has no images; put files that Pillow reads (png, jpg, ...) in it"
+    )
+  names = images_lib.readable_images(root, names, skip_unreadable)
+  folders = [name[0] if len(name) > 1 else None for name in names]
+  # A single subfolder tells nothing apart, and an image outside all of them has no label.
+  classes = sorted(set(folders)) if None not in folders and len(set(folders)) > 1 else []
+  class_of = {folder: label for label, folder in enumerate(classes)}
+
+  def read(i: int) -> tuple[np.ndarray, int]:
+    path = os.path.join(root, *names[i])
+    return images_lib.read_image(path, image_size, channels), class_of.get(folders[i], 0)
+
+  return len(names), len(classes), read
+
+
+def _open_tfds(
+  name: str, split: str, field: str, image_size: int, channels: int, data_dir: str | None
+) -> tuple[int, int, _Read]:
+  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top  # Slow, and other sources do without.
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except Exception as error:  # Unknown names and unknown configs raise different kinds, with a list of thousands.
+    raise DataError(
+      f"data.source: TFDS cannot open {name!r} ({' '.join(str(error).split())[:160]}); check the name, "
+      "or `pip install tensorflow` if that is what is missing"
+    ) from error
+  arguments = f"{name!r}, file_format='array_record'" + (f", data_dir={data_dir!r}" if data_dir else "")
+  mend = (
+    "prepare it once with `import tensorflow_datasets as tfds; "
+    f"tfds.builder({arguments}).download_and_prepare()` (preparing, unlike reading, may need `pip install tensorflow`)"
+  )
+  if not builder.info.splits:
+    raise DataError(f"data.source: the TFDS set {name!r} is not prepared in {str(builder.data_path)!r}; {mend}")
+  features = builder.info.features
+  if "image" not in features:
+    raise DataError(
+      f"data.source: the TFDS set {name!r} has no feature 'image' (it has {sorted(features)}); choose another"
+    )
+  # `dtype` would import TensorFlow; `np_dtype` does not.
+  if features["image"].np_dtype != np.uint8 or len(features["image"].shape) != 3:
+    raise DataError(
+      f"data.source: the feature 'image' of the TFDS set {name!r} is {features['image']}; choose a set of uint8 images"
+    )
+  try:
+    examples = builder.as_data_source(split=split)
+  except NotImplementedError as error:
+    raise DataError(f"data.source: the TFDS set {name!r} is prepared, but not as array_record; {mend}") from error
+  except (KeyError, ValueError) as error:
+    raise DataError(f"{field} is {split!r}, but the TFDS set {name!r} has {sorted(builder.info.splits)}") from error
+  num_classes = getattr(features["label"], "num_classes", None) or 0 if "label" in features else 0
+
+  def read(i: int) -> tuple[np.ndarray, int]:
+    example = examples[i]
+    pixels = np.asarray(example["image"])
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return images_lib.to_square(image, image_size, channels), example["label"] if num_classes else 0
+
+  return len(examples), num_classes, read

@@ -1,0 +1,233 @@
+"""The packed model: a safetensors file of sign bits, scales, steps and float remainder, with its description as JSON.
+
+Tensors, for a layer at PATH: "PATH/signs1" and "PATH/signs2" (uint8, one bit a weight in C order of HWIO, little-endian
+in a byte, 1 for +1), "PATH/scale1", "PATH/scale2"; for LSQ weights "PATH/codes" (`weight_bits` bits a weight, offset by
+2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product). Whatever is
+not quantized stands under its parameter's path in float32. Metadata: "format", "version" and "description".
+"""
+
+import dataclasses
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from binarydm_jax import quant
+from binarydm_jax.diffusion import Schedule, make_schedule
+from binarydm_jax.models.unet import UNet
+from binarydm_jax.quant import LayerRule
+from binarydm_jax.quant.step_size import codes, levels
+
+FORMAT, VERSION = "binarydm_jax-packed", "1"
+MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(UNet) if f.name not in ("rules", "dtype", "parent", "name"))
+
+
+class PackedError(ValueError):
+  """A packed file that cannot be read; the message names it and says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedModel:
+  """A model read from a packed file.
+
+  Attributes:
+    model: a UNet whose weights are already dequantized and whose activations are quantized.
+    variables: {"params", "quant"}, float32.
+    schedule, target: of the diffusion.
+    image_shape: (h, w, c).
+    description: the file's JSON.
+  """
+
+  model: UNet
+  variables: dict
+  schedule: Schedule
+  target: str
+  image_shape: tuple
+  description: dict
+
+
+def _flat(tree):
+  return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def pack(variables, table):
+  """{"params", "quant"} -> name -> numpy array, as in the file.
+
+  Args:
+    variables: trained, float32.
+    table: path -> LayerRule as deployed (no "evolving").
+  """
+  params, learned = _flat(jax.device_get(variables["params"])), _flat(jax.device_get(variables.get("quant", {})))
+  tensors = {}
+  for path, rule in table.items():
+    name = f"{path}/kernel"
+    if rule.weights == "float" or name not in params:
+      continue
+    kernel = params.pop(name).astype(np.float32)
+    if rule.weights == "lsq":
+      step = np.asarray(learned.pop(f"{path}/weight_step"))
+      integers = np.asarray(codes(kernel, step, rule.weight_bits)) - levels(rule.weight_bits)[0]
+      tensors[f"{path}/codes"] = quant.pack_codes(integers.astype(np.uint8), rule.weight_bits)
+      tensors[f"{path}/weight_step"] = np.asarray(quant.positive(step))
+      continue
+    scale1 = np.asarray(quant.positive(learned.pop(f"{path}/scale1")))
+    tensors[f"{path}/signs1"], tensors[f"{path}/scale1"] = quant.pack_signs(kernel), scale1
+    scale2 = learned.pop(f"{path}/scale2", None)  # left over by an evolving basis that is gone
+    if rule.bases == 2:
+      # The residual by the very arithmetic of the trained graph: a fused multiply-add elsewhere could flip a sign.
+      residual = np.asarray(kernel - quant.one_basis(kernel, scale1))
+      tensors[f"{path}/signs2"] = quant.pack_signs(residual)
+      tensors[f"{path}/scale2"] = np.asarray(quant.positive(scale2))
+  for name, value in {**params, **learned}.items():
+    tensors[name] = np.asarray(value, np.float32)
+  return tensors
+
+
+def unpack(tensors, table, shapes):
+  """The inverse: name -> array, rules and kernel shapes -> {"params", "quant"} with dequantized kernels."""
+  tensors = dict(tensors)
+  params, learned = {}, {}
+  for path, rule in table.items():
+    if path not in shapes or rule.weights == "float":
+      continue
+    shape = shapes[path]
+    if rule.weights == "lsq":
+      integers = quant.unpack_codes(tensors.pop(f"{path}/codes"), rule.weight_bits, shape).astype(np.float32)
+      kernel = (integers + levels(rule.weight_bits)[0]) * tensors.pop(f"{path}/weight_step")
+    else:
+      kernel = tensors.pop(f"{path}/scale1") * quant.unpack_signs(tensors.pop(f"{path}/signs1"), shape)
+      if rule.bases == 2:
+        kernel = kernel + tensors.pop(f"{path}/scale2") * quant.unpack_signs(tensors.pop(f"{path}/signs2"), shape)
+    params[f"{path}/kernel"] = kernel
+  for name, value in tensors.items():
+    (learned if name.rsplit("/", 1)[-1] in ("step", "step_a", "step_b") else params)[name] = value
+  return {name: flax.traverse_util.unflatten_dict(tree, sep="/") for name, tree in
+          (("params", params), ("quant", learned))}
+
+
+def export(path, variables, model, table, layers, diffusion, image_shape, **about):
+  """Writes the packed file (temporary name, then rename).
+
+  Args:
+    path: of the file.
+    variables: trained {"params", "quant"}.
+    model: the UNet.
+    table: rules as deployed, from `cost.deployed_table`.
+    layers: from `quant.inspect_layers`.
+    diffusion: dict of schedule, num_timesteps, beta_start, beta_end, target.
+    image_shape: (h, w, c).
+    **about: further JSON for the description, such as method or class names.
+  Returns:
+    (payload bytes, header bytes) of the file on disk.
+  """
+  description = dict(
+      model={name: getattr(model, name) for name in MODEL_FIELDS},
+      layers={layer.path: dict(dataclasses.asdict(table[layer.path]), shape=layer.kernel_shape) for layer in layers},
+      diffusion=dict(diffusion),
+      image_shape=list(image_shape),
+      **about,
+  )
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + ".tmp")
+  save_file(
+      pack(variables, table),
+      temporary,
+      metadata={"format": FORMAT, "version": VERSION, "description": json.dumps(description)},
+  )
+  os.replace(temporary, path)
+  return file_sizes(path)
+
+
+def file_sizes(path):
+  """(payload bytes, header bytes) of a safetensors file; the header includes the 8 bytes of its own length."""
+  with open(path, "rb") as file:
+    header = 8 + struct.unpack("<Q", file.read(8))[0]
+  return os.path.getsize(path) - header, header
+
+
+def _expected(model, table, image_shape):
+  """name -> (shape, dtype) of every tensor that the file must hold, from abstract shapes."""
+  h, w, c = image_shape
+  inputs = [jax.ShapeDtypeStruct((1, h, w, c), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
+  inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32) if model.num_classes else None)
+  shapes = jax.eval_shape(lambda *x: model.clone(rules=table).init(jax.random.key(0), *x), *inputs)
+  params, learned = _flat(shapes["params"]), _flat(shapes.get("quant", {}))
+  expected = {name: (tuple(leaf.shape), np.float32) for name, leaf in {**params, **learned}.items()}
+  for path, rule in table.items():
+    if rule.weights == "float":
+      continue
+    shape, _ = expected.pop(f"{path}/kernel")
+    size = int(np.prod(shape, dtype=np.int64))
+    if rule.weights == "lsq":
+      expected[f"{path}/codes"] = ((quant.packed_size(size, rule.weight_bits),), np.uint8)
+    for basis in range(1, rule.bases + 1):
+      expected[f"{path}/signs{basis}"] = ((quant.packed_size(size),), np.uint8)
+  return expected
+
+
+def _read(path):
+  """(description, tensors) of a safetensors file, nothing trusted yet but its framing."""
+  try:
+    with safe_open(path, framework="numpy") as file:
+      metadata = file.metadata() or {}
+      if metadata.get("format") != FORMAT:
+        raise PackedError(f"{path} is not a packed model: its metadata has no format {FORMAT!r}")
+      if metadata.get("version") != VERSION:
+        raise PackedError(f"{path} has format version {metadata.get('version')!r}; this program reads {VERSION!r}")
+      return json.loads(metadata.get("description", "")), {name: file.get_tensor(name) for name in file.keys()}
+  except FileNotFoundError:
+    raise PackedError(f"{path} does not exist; --mode=export writes it") from None
+  except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+    raise PackedError(f"{path} is not a readable packed model: {error}") from None
+
+
+def load(path):
+  """Reads and validates a packed file; nothing in it is executed.
+
+  Returns:
+    PackedModel.
+  Raises:
+    PackedError: missing, truncated or foreign file; another version; missing, extra or misshapen tensors; values
+      that are not finite; scales that are not positive.
+  """
+  description, tensors = _read(path)
+  try:
+    fields = {name: _tuple(description["model"][name]) for name in MODEL_FIELDS}
+    diffusion, image_shape = description["diffusion"], tuple(int(n) for n in description["image_shape"])
+    rule_fields = [f.name for f in dataclasses.fields(LayerRule)]
+    table = {p: LayerRule(**{f: row[f] for f in rule_fields}) for p, row in description["layers"].items()}
+    model = UNet(**fields)
+    schedule = make_schedule(*(diffusion[f] for f in ("schedule", "num_timesteps", "beta_start", "beta_end")))
+    target = diffusion["target"]
+    expected = _expected(model, table, image_shape)
+  except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    raise PackedError(f"{path}: its description is not valid ({type(error).__name__}: {error})") from None
+  if set(tensors) != set(expected):
+    wrong = sorted(set(tensors) ^ set(expected))
+    raise PackedError(f"{path}: {len(wrong)} tensors are missing or left over, the first is {wrong[0]!r}")
+  for name, (shape, dtype) in expected.items():
+    tensor = tensors[name]
+    if tensor.shape != shape or tensor.dtype != dtype:
+      raise PackedError(f"{path}: {name} is {tensor.dtype}{tensor.shape}, not {np.dtype(dtype)}{shape}")
+    if dtype == np.float32 and not np.isfinite(tensor).all():
+      raise PackedError(f"{path}: {name} holds values that are not finite")
+    if name.rsplit("/", 1)[-1] in ("scale1", "scale2", "weight_step", "step", "step_a", "step_b"):
+      if (tensor < 0).any():
+        raise PackedError(f"{path}: {name} holds negative scales")
+  shapes = {p: tuple(row["shape"]) for p, row in description["layers"].items() if row["shape"]}
+  variables = unpack(tensors, table, shapes)
+  floats = {p: dataclasses.replace(rule, weights="float") for p, rule in table.items()}
+  return PackedModel(model.clone(rules=floats), variables, schedule, target, image_shape, description)
+
+
+def _tuple(value: Any):
+  return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,135 @@
+"""Feature networks: fixed image -> vector maps under which two sets of images are compared.
+
+`digits_classifier` ships with the package, so that the embedded digits need no download. A distance means something
+only between sets measured with the same network, so each is known by the SHA-256 of its weights file.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import load as load_safetensors
+
+DIGITS_WEIGHTS = pathlib.Path(__file__).with_name("digits_classifier.safetensors")
+# Pinned: other weights would give other distances under the same name.
+DIGITS_SHA256 = "a86f46ca8e63e298fc4d14b2b747ff5aacfde41c6795f6c7e3a5b8bfcdfe0ae6"
+
+
+class DigitsClassifier(nn.Module):
+  """A conv net for 8x8 digits: images [n, 8, 8, 1] in [-1, 1] -> (logits [n, 10], features [n, 64]), float32.
+
+  The features are the last hidden layer before its activation: no unit is cut off at zero, and their distribution is
+  closer to the Gaussian that the Frechet distance assumes. SiLU throughout, so they are smooth in the image.
+  """
+
+  num_classes: int = 10
+  dim: int = 64
+
+  @nn.compact
+  def __call__(self, images):
+    """images [n, 8, 8, 1] float32 -> (logits [n, num_classes], features [n, dim]), as the class says."""
+    # Full float32 products everywhere: TPU's default of bfloat16 would shift the distances from those of a CPU.
+    conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding="SAME", precision="highest")
+    x = nn.silu(conv(24, name="conv_in")(images))
+    x = nn.silu(conv(48, strides=(2, 2), name="conv_4x4")(x))
+    x = nn.silu(conv(48, strides=(2, 2), name="conv_2x2")(x))
+    features = nn.Dense(self.dim, precision="highest", name="hidden")(x.reshape(x.shape[0], -1))
+    logits = nn.Dense(self.num_classes, precision="highest", name="classes")(nn.silu(features))
+    return logits, features
+
+
+def normalize(images):
+  """images [...] uint8 -> float32 in [-1, 1], the input range of the networks here."""
+  return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(module, params, images):
+  """images [n, H, W, C] uint8 -> (logits [n, classes], features [n, dim]) float32."""
+  return module.apply({"params": params}, normalize(images))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+  """A network with its weights; call it, or `extract`, on uint8 images. Made by `load`.
+
+  name: what `load` takes. sha256: of the weights file, to be written beside every distance. dim: features per image.
+  image_shape: (H, W, C) of the images it takes. forward: (module, params, images [n, H, W, C]) -> (logits, features).
+  """
+
+  name: str
+  sha256: str
+  dim: int
+  image_shape: tuple[int, int, int]
+  module: nn.Module = dataclasses.field(repr=False)
+  params: Any = dataclasses.field(repr=False)
+  forward: Any = dataclasses.field(default=_forward, repr=False)
+
+  def extract(self, images, batch_size: int = 256) -> np.ndarray:
+    """images [n, H, W, C] uint8 -> features [n, dim] float32. ValueError for another dtype or image shape."""
+    return self._run(images, batch_size)[1]
+
+  __call__ = extract
+
+  def classify(self, images, batch_size: int = 256) -> np.ndarray:
+    """images [n, H, W, C] uint8 -> the likeliest class of each, [n] int64. ValueError as in `extract`."""
+    return self._run(images, batch_size)[0].argmax(axis=-1)
+
+  def _run(self, images, batch_size):
+    """images [n, H, W, C] uint8 -> (logits [n, classes], features [n, dim]) float32 numpy."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+      raise ValueError(
+        f"{self.name} takes uint8 images in [0, 255], got {images.dtype}; convert [-1, 1] floats x by "
+        "np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8)"
+      )
+    if images.ndim != 4 or images.shape[1:] != self.image_shape:
+      raise ValueError(
+        f"{self.name} takes images [n, {', '.join(map(str, self.image_shape))}], got {images.shape}; "
+        "choose a feature network for this image size"
+      )
+    if images.shape[0] == 0:
+      raise ValueError(f"{self.name} got no images; pass at least one")
+    if batch_size < 1:
+      raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    outputs = []
+    for start in range(0, len(images), batch_size):
+      batch = images[start : start + batch_size]
+      # The last batch is filled up and cut again: one shape, one compilation.
+      padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
+      results = jax.device_get(self.forward(self.module, self.params, np.pad(batch, padding)))
+      outputs.append([result[: len(batch)] for result in results])
+    logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    return logits, features
+
+
+def _load_digits_classifier():
+  """Reads the shipped weights -> FeatureNetwork. ValueError where the file is not the one that this version shipped."""
+  content = DIGITS_WEIGHTS.read_bytes()
+  sha256 = hashlib.sha256(content).hexdigest()
+  if sha256 != DIGITS_SHA256:
+    raise ValueError(
+      f"{DIGITS_WEIGHTS} has SHA-256 {sha256}, expected {DIGITS_SHA256}; restore the shipped file, or "
+      "after retraining it on purpose set DIGITS_SHA256 in features.py"
+    )
+  params = traverse_util.unflatten_dict(load_safetensors(content), sep="/")
+  module = DigitsClassifier()
+  return FeatureNetwork("digits_classifier", sha256, module.dim, (8, 8, 1), module, jax.tree.map(jnp.asarray, params))
+
+
+_LOADERS = {"digits_classifier": _load_digits_classifier}
+NAMES = tuple(_LOADERS)
+
+
+def load(name: str) -> FeatureNetwork:
+  """The feature network of this name. ValueError for an unknown name, listing those that there are (`NAMES`)."""
+  if name not in _LOADERS:
+    raise ValueError(f"unknown feature network {name!r}; there are: {', '.join(NAMES)}")
+  return _LOADERS[name]()

@@ -1,0 +1,77 @@
+"""Command line: python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --mode=all
+
+Modes: all (teacher if none is given, binarize, export, evaluate, report), pretrain, binarize, sample, evaluate, export,
+info. Run again in the same workdir, each continues where it stopped.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+MODES = ("all", "pretrain", "binarize", "sample", "evaluate", "export", "info")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples, report.")
+_MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
+
+
+def set_up_jax():
+  """The persistent compilation cache: a second run starts at once."""
+  import jax
+
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "binarydm_jax", "xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(config, workdir, mode):
+  """Checks everything, then dispatches; raises ValueError or TrainingError with one line for the user."""
+  from binarydm_jax import modes
+  from binarydm_jax.training.problem import build
+  from binarydm_jax.training.validation import check_config
+  from binarydm_jax.workdir import lock_config
+
+  if mode == "sample":
+    # A packed file needs no data and no lock; a trained network needs both.
+    check_config(config)
+    os.makedirs(workdir, exist_ok=True)
+
+    def make_problem():
+      lock_config(config, workdir, write=False)
+      return build(config)
+
+    modes.sample(config, workdir, make_problem)
+    return
+  problem = build(config)
+  lock_config(config, workdir, write=mode != "info")
+  action = {
+    "all": modes.run_all,
+    "pretrain": modes.pretrain,
+    "binarize": modes.binarize,
+    "evaluate": modes.run_evaluate,
+    "export": modes.export,
+    "info": modes.info,
+  }[mode]
+  action(problem, workdir)
+
+
+def main(argv):
+  if len(argv) > 1:
+    sys.exit(f"error: unknown argument {argv[1]!r}; options begin with --")
+  set_up_jax()
+  from binarydm_jax.training.loop import TrainingError
+
+  try:
+    run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+  except (ValueError, TrainingError) as error:
+    if os.environ.get("BINARYDM_TRACEBACK"):
+      raise
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,250 @@
+"""Pictures of a run: image grids, training curves, and the files that hold them."""
+
+import base64
+import html
+import io
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+MIN_TILE_WIDTH = 32  # Pixels; below it a person sees texture, not a picture.
+GAP_GREY = 128  # Between the tiles of a grid: visible beside black and beside white images.
+
+THEMES = {
+    "light": {"page": "#ffffff", "panel": "#f4f6f8", "text": "#1b2129", "ink": "#57606f", "line": "#e3e6eb",
+              "teacher": "#7b8696", "student": "#0f766e", "loss": "#0f766e", "simple": "#c2620a", "lrm": "#7c4dd8"},
+    "dark": {"page": "#171b21", "panel": "#1f252d", "text": "#e8ecf1", "ink": "#a5afbd", "line": "#2c333d",
+             "teacher": "#9aa6b6", "student": "#2dd4bf", "loss": "#2dd4bf", "simple": "#f0a04b", "lrm": "#b197fc"},
+}
+
+# Title, is it noisy, and the lines: (label, colour, stage, keys of which the first found is drawn).
+PANELS = (
+    ("Denoising loss", True,
+     (("teacher", "teacher", "teacher", ("simple", "loss")), ("student", "student", "student", ("simple", "loss")))),
+    ("The student's loss and its terms", True,
+     (("total", "loss", "student", ("loss",)), ("denoising", "simple", "student", ("simple",)),
+      ("feature alignment (LRM)", "lrm", "student", ("lrm",)))),
+    ("Learning rate", False,
+     (("teacher", "teacher", "teacher", ("learning_rate",)), ("student", "student", "student", ("learning_rate",)))),
+    ("Weight of the second basis", False, (("student", "student", "student", ("second_scale",)),)),
+)
+
+
+def write_atomically(path, data):
+  """Writes bytes beside `path` and renames, so that a reader (or a killed run) never meets half a file."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def image_grid(images, columns=None, scale=None, pad=1):
+  """Lays images out in rows, left to right and top to bottom.
+
+  Args:
+    images: uint8 [n, H, W, C], C = 1 (drawn as grey) or 3.
+    columns: images a row; None: the smallest square that holds them.
+    scale: whole factor of enlargement by nearest neighbour; None: the smallest that makes a tile 32 pixels wide.
+    pad: gap between tiles, in pixels of the images before enlargement.
+
+  Returns:
+    PIL image of mode L or RGB, scale * (columns * W + (columns - 1) * pad) pixels wide; unfilled places have the
+    colour of the gap.
+  """
+  images = np.asarray(images)
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+    raise ValueError(f"images must be non-empty uint8 [n, H, W, 1 or 3], not {images.dtype} {list(images.shape)}")
+  n, height, width, channels = images.shape
+  columns = columns or math.ceil(math.sqrt(n))
+  scale = scale or max(1, math.ceil(MIN_TILE_WIDTH / width))
+  rows = math.ceil(n / columns)
+  canvas = np.full((rows * (height + pad), columns * (width + pad), channels), GAP_GREY, np.uint8)
+  for i, image in enumerate(images):
+    top, left = (i // columns) * (height + pad), (i % columns) * (width + pad)
+    canvas[top : top + height, left : left + width] = image
+  canvas = canvas[: canvas.shape[0] - pad, : canvas.shape[1] - pad]
+  canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+  return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def png_bytes(image):
+  """PIL image -> bytes of a PNG file."""
+  buffer = io.BytesIO()
+  image.save(buffer, format="PNG", optimize=True)
+  return buffer.getvalue()
+
+
+def save_png(path, image):
+  """Writes a PIL image as PNG under a temporary name, then renames."""
+  write_atomically(path, png_bytes(image))
+
+
+def read_curves(path):
+  """Reads `metrics.jsonl`, lines like `{"stage": "student", "step": 100, "loss": 0.5, "lrm": 0.1}`.
+
+  A killed run leaves half a line, at the end or, once resumed, in the middle: unreadable lines are passed over. Where
+  a resumed run repeats a step, its later value counts.
+
+  Returns:
+    {stage: {name: (steps int64 [n], ascending, values float64 [n])}}; {} where there is no file.
+  """
+  path = pathlib.Path(path)
+  found = {}
+  for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    try:
+      record = json.loads(line)
+      stage, step = str(record.pop("stage")), int(record.pop("step"))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+      continue
+    for name, value in record.items():
+      if isinstance(value, (int, float)) and not isinstance(value, bool):
+        found.setdefault(stage, {}).setdefault(name, {})[step] = float(value)
+  return {stage: {name: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)]))
+                  for name, points in series.items()} for stage, series in found.items()}
+
+
+def smooth(values, window):
+  """Centred running mean of `window` values [n] -> [n]; shorter at the ends, not-finite values left out."""
+  kernel = np.ones(2 * (window // 2) + 1)
+  finite = np.isfinite(values)
+  half = len(kernel) // 2
+  total = np.convolve(np.where(finite, values, 0.0), kernel)[half : half + len(values)]
+  count = np.convolve(finite.astype(float), kernel)[half : half + len(values)]
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _draw(lines, is_noisy, theme):
+  """[(label, colour name, steps, values)] -> PNG bytes of one panel."""
+  # The object interface: pyplot keeps global state and may look for a display.
+  figure = Figure(figsize=(5.2, 2.9), dpi=150, facecolor=theme["page"], layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot(facecolor=theme["page"])
+  for label, color, steps, values in lines:
+    color = theme[color]
+    marker = "o" if len(values) == 1 else None
+    if is_noisy and len(values) >= 10:
+      axes.plot(steps, values, color=color, alpha=0.35, linewidth=0.8)
+      values = smooth(values, max(3, len(values) // 20))
+    axes.plot(steps, values, color=color, linewidth=1.8, label=label, marker=marker, solid_capstyle="round")
+  everything = np.concatenate([values for *_, values in lines])
+  _scale_axes(axes, everything[np.isfinite(everything)], is_noisy)
+  axes.set_xlabel("training step", color=theme["ink"], fontsize=9)
+  axes.tick_params(which="both", colors=theme["ink"], labelsize=8.5, length=0, pad=5)
+  axes.grid(color=theme["line"], linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.spines[["top", "right", "left"]].set_visible(False)
+  axes.spines["bottom"].set_color(theme["line"])
+  if len(lines) > 1:
+    axes.legend(frameon=False, fontsize=9, labelcolor=theme["ink"], handlelength=1.2)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", facecolor=theme["page"])
+  return buffer.getvalue()
+
+
+def _scale_axes(axes, values, is_noisy):
+  """Logarithmic y where everything is positive and spans enough for it to help; plain numbers on both axes."""
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=(1, 2, 2.5, 5, 10)))
+  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
+  low, high = values.min(), values.max()
+  if is_noisy and low > 0 and high / low >= 3:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+  elif not is_noisy:
+    axes.set_ylim(bottom=min(0.0, 1.08 * low), top=1.08 * high if high > 0 else None)
+  axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _data_url(data, kind="png"):
+  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _image_url(image):
+  """PIL image -> data URL, sharp on a dense screen and never huge."""
+  if image.width < 560:
+    factor = math.ceil(560 / image.width)
+    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+  elif image.width > 840:
+    image = image.resize((840, max(1, round(840 * image.height / image.width))), Image.Resampling.LANCZOS)
+  data, kind = png_bytes(image), "png"
+  if len(data) > 250_000:  # Photographs: as PNG a page of them has many megabytes; `samples/` keeps the exact ones.
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    data, kind = buffer.getvalue(), "jpeg"
+  return _data_url(data, kind)
+
+
+def grid_figures(grids, captions):
+  """{name: PIL image or uint8 [n, H, W, C]}, {name: caption} -> HTML of the grids side by side."""
+  figures = []
+  for name, grid in grids.items():
+    caption = html.escape(str(captions.get(name, name)))
+    url = _image_url(grid if isinstance(grid, Image.Image) else image_grid(grid))
+    figures.append(f'<figure><img src="{url}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
+  return f'<div class="grids">{"".join(figures)}</div>' if figures else ""
+
+
+def curve_figures(curves):
+  """curves as from `read_curves` -> HTML of the panels that have data, each drawn for light and for dark pages."""
+  figures = []
+  for title, is_noisy, lines in PANELS:
+    drawn = []
+    for label, color, stage, keys in lines:
+      series = curves.get(stage, {})
+      key = next((key for key in keys if key in series and np.isfinite(series[key][1]).any()), None)
+      if key:
+        drawn.append((label, color, np.asarray(series[key][0]), np.asarray(series[key][1], np.float64)))
+    if drawn:
+      light, dark = (_data_url(_draw(drawn, is_noisy, theme)) for theme in THEMES.values())
+      figures.append(f'<figure><figcaption>{title}</figcaption><picture><source media="(prefers-color-scheme: dark)" '
+                     f'srcset="{dark}"><img src="{light}" alt="{title}"></picture></figure>')
+  return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+
+
+def page_style():
+  """CSS of the report, in the colours of the figures: light, or dark where the reader's system asks for it."""
+  light, dark = (";".join(f"--{name}:{color}" for name, color in theme.items()) for theme in THEMES.values())
+  return f":root{{color-scheme:light dark;{light}}}\n@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{_STYLE}"
+
+
+_STYLE = """
+*{box-sizing:border-box} body{margin:0;background:var(--page);color:var(--text);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:48px 24px 72px}
+h1{font-size:2rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 12px}
+h2{font-size:1.15rem;letter-spacing:-.01em;margin:52px 0 14px}
+p{margin:0 0 8px;max-width:80ch} .method{color:var(--student);font-weight:600;font-size:.85rem;margin:0 0 6px}
+.note,figcaption,dt,th,.tile span{color:var(--ink);font-size:.86rem} .note{margin-top:12px}
+.tiles,.grids,.plots{display:grid;gap:16px}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(150px,1fr));margin-top:26px}
+.tile{border:1px solid var(--line);border-radius:10px;padding:14px 18px} .tile span{display:block;line-height:1.35}
+.tile b{display:block;font-size:1.9rem;line-height:1.25;letter-spacing:-.03em;font-weight:650}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:10px 0 10px 18px;text-align:right;border-bottom:1px solid var(--line);vertical-align:bottom}
+th{font-weight:500;line-height:1.3;white-space:pre-line} tbody th{color:var(--text);font-size:1rem}
+tbody tr>*{vertical-align:baseline} th:first-child{text-align:left;padding-left:0}
+.grids{grid-template-columns:repeat(auto-fit,minmax(210px,1fr))}
+.plots{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:28px}
+figure{margin:0} figcaption{margin:8px 0 0} .plots figcaption{margin:0 0 8px;color:var(--text);font-size:1rem}
+img{display:block;width:100%;height:auto} .grids img{border-radius:6px}
+dl{display:grid;grid-template-columns:minmax(120px,max-content) 1fr;gap:7px 24px;margin:0;align-items:baseline}
+dd,pre{margin:0;overflow-wrap:anywhere} pre{white-space:pre-wrap;background:var(--panel);border-radius:8px;
+padding:14px 16px;margin:16px 0 0;font:.84rem/1.5 ui-monospace,Menlo,Consolas,monospace}
+@media(max-width:720px){main{padding:28px 18px 48px} h1{font-size:1.6rem} h2{margin-top:40px}
+.tiles,.grids{grid-template-columns:1fr 1fr;gap:12px} thead{display:none} table,tbody{display:block}
+tr{display:block;padding:14px 0;border-bottom:1px solid var(--line)}
+tbody th{display:block;padding:0 0 4px;border:0;font-weight:650}
+td{display:flex;justify-content:space-between;border:0;padding:2px 0}
+td::before{content:attr(data-label);color:var(--ink)}}
+"""

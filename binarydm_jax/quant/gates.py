@@ -1,0 +1,65 @@
+"""Change over time as data: step -> which blocks are binarized yet and how much of the second basis is left."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from binarydm_jax.quant.layers import LayerGate
+
+
+@flax.struct.dataclass
+class Gates:
+  """Arrays that enter the compiled step.
+
+  Attributes:
+    blocks: [M], 1 for the blocks that are binarized.
+    attention: scalar, 1 once attention's activations are quantized.
+    second: scalar, 1 while an evolving second basis lives.
+  """
+
+  blocks: jax.Array
+  attention: jax.Array
+  second: jax.Array
+
+  def layer(self, block):
+    """The LayerGate of block number `block`."""
+    return LayerGate(self.blocks[block], self.attention, self.second)
+
+
+def progressive_rings(order, resolutions):
+  """Which ring each of the M blocks belongs to; ring r is binarized at r * interval (BinaryDM v1).
+
+  Args:
+    order: "none": all in ring 0. "blocks": the middle block first, blocks M/2 - i and M/2 + i in ring i (the text).
+      "levels": by resolution, the middle block first, then the deepest level (the released code).
+    resolutions: [M], relative resolution of each block, in block order.
+  Returns:
+    A tuple of M integers, from 0 on without gaps.
+  """
+  count = len(resolutions)
+  middle = count // 2
+  if order == "none":
+    return (0,) * count
+  if order == "blocks":
+    return tuple(abs(i - middle) for i in range(count))
+  if order == "levels":
+    ladder = sorted(set(resolutions))
+    return tuple(0 if i == middle else 1 + ladder.index(r) for i, r in enumerate(resolutions))
+  raise ValueError(f"progressive order {order!r} is not one of none, blocks, levels")
+
+
+def gates_at(step, rings, interval=1, transition=None):
+  """The gates of training step `step` (0 is the first).
+
+  Args:
+    step: integer array (traced).
+    rings: from `progressive_rings`.
+    interval: steps a ring.
+    transition: step from which an evolving second basis is gone; None keeps it.
+  """
+  rings = jnp.asarray(rings)
+  last = jnp.max(rings)
+  # Attention's activation quantizers are one ring of their own, after the last block; with one ring they wait for none.
+  attention = step >= jnp.where(last > 0, last + 1, 0) * interval
+  second = jnp.float32(1.0) if transition is None else (step < transition).astype(jnp.float32)
+  return Gates((step >= rings * interval).astype(jnp.float32), attention.astype(jnp.float32), second)

@@ -1,0 +1,194 @@
+"""Quantized layers for flax.linen. `rules=None` is the full-precision layer with the same parameters.
+
+Latent weights live in the collection `params`, scales and activation steps in `quant`. Both are trained: pass
+`{"params": ..., "quant": ...}` to `apply` and differentiate with respect to both. `calibrate` makes `quant`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from binarydm_jax.quant import activations, weights
+from binarydm_jax.quant.rules import FULL_PRECISION, LayerRule
+
+
+@flax.struct.dataclass
+class LayerGate:
+  """What of a layer's quantization is in force at this step; scalar arrays, so that change never recompiles.
+
+  Attributes:
+    on: 1 once the layer is quantized (progressive initialisation), else 0.
+    attention: 1 once attention's q, k, softmax and v are quantized, else 0.
+    second: what is left of an evolving second basis: 1 before the transition of EBB, 0 after it.
+  """
+
+  on: jax.Array
+  attention: jax.Array
+  second: jax.Array
+
+
+class _Quantized(nn.Module):
+  """Shared by the layers: looks the rule up and owns the variables of the collection `quant`."""
+
+  def _rule(self):
+    rules = self.rules
+    if rules is None or isinstance(rules, LayerRule):
+      return rules or FULL_PRECISION
+    path = "/".join(self.path)
+    if not isinstance(rules, Mapping):
+      raise TypeError(f"rules of {path!r} is {type(rules).__name__}: resolve it first, `quant.resolve(rules, model, x)`")
+    if path not in rules:
+      raise ValueError(f"layer {path!r} is not in the rule table: resolve the rules with the module that you apply")
+    return rules[path]
+
+  def _learned(self, name, initial):
+    """A variable of `quant`, made by `initial()` while the collection is mutable (init and calibrate)."""
+    if not self.has_variable("quant", name) and not self.is_mutable_collection("quant"):
+      raise ValueError(
+          f"{'/'.join(self.path)}/{name}: no collection 'quant' was given; apply the model with"
+          " {'params': ..., 'quant': ...}, the second from `quant.calibrate(model, params, *inputs)`"
+      )
+    return self.variable("quant", name, initial).value
+
+  def _activation(self, x, name, bits, on):
+    if bits == 32:
+      return x
+    step = self._learned(name, lambda: activations.initial_activation_step(x, bits))
+    quantized = activations.lsq_activation(x, step, bits)
+    return quantized if on is None else jnp.where(on > 0, quantized, x)
+
+  def _kernel(self, kernel, rule, gate):
+    """The kernel as the rule has it, in float32 (scales stay float32: bfloat16 drops late-training updates)."""
+    if rule.weights == "float":
+      return kernel
+    if rule.weights == "lsq":
+      step = self._learned("weight_step", lambda: weights.initial_weight_step(kernel, rule.weight_bits))
+      quantized = weights.lsq_weight(kernel, step, rule.weight_bits)
+    else:
+      scale1 = self._learned("scale1", lambda: weights.initial_scale1(kernel))
+      if rule.bases == 1:
+        quantized = weights.one_basis(kernel, scale1)
+      else:
+        scale2 = self._learned("scale2", lambda: weights.initial_scale2(kernel))
+        second = gate.second if gate is not None and rule.weights == "evolving" else None
+        quantized = weights.multi_basis(kernel, scale1, scale2, second)
+    return quantized if gate is None else jnp.where(gate.on > 0, quantized, kernel)
+
+  def _operands(self, x, kernel_shape, gate):
+    """(x, kernel) quantized by the rule and cast to the compute type."""
+    kernel = self.param("kernel", self.kernel_init, kernel_shape, jnp.float32)
+    rule = self._rule()
+    dtype = self.dtype or x.dtype
+    x = self._activation(x.astype(dtype), "step", rule.act_bits, None if gate is None else gate.on)
+    return x, self._kernel(kernel, rule, gate).astype(dtype)
+
+  def _biased(self, y):
+    if not self.use_bias:
+      return y
+    return y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(y.dtype)
+
+
+class QuantDense(_Quantized):
+  """Linear layer [..., cin] -> [..., features].
+
+  Attributes:
+    features: output channels.
+    use_bias: adds a float bias.
+    rules: None (full precision), a LayerRule, or the table from `quant.resolve`.
+    dtype: compute type; None takes the input's.
+    kernel_init: initializer of the latent weights.
+  """
+
+  features: int
+  use_bias: bool = True
+  rules: LayerRule | Mapping[str, LayerRule] | None = None
+  dtype: Any = None
+  kernel_init: Any = nn.initializers.lecun_normal()
+
+  def kernel_shape(self, channels):
+    return (channels, self.features)
+
+  @nn.compact
+  def __call__(self, x, gate: LayerGate | None = None):
+    x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
+    return self._biased(x @ kernel)
+
+
+class QuantConv(_Quantized):
+  """2-d convolution, NHWC and HWIO: [batch, h, w, cin] -> [batch, h', w', features].
+
+  Attributes:
+    features: output channels.
+    kernel_size: (height, width).
+    strides: one number for both axes.
+    padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+    use_bias, rules, dtype, kernel_init: as in `QuantDense`.
+  """
+
+  features: int
+  kernel_size: tuple[int, int] = (3, 3)
+  strides: int = 1
+  padding: Any = "SAME"
+  use_bias: bool = True
+  rules: LayerRule | Mapping[str, LayerRule] | None = None
+  dtype: Any = None
+  kernel_init: Any = nn.initializers.lecun_normal()
+
+  def kernel_shape(self, channels):
+    return (*self.kernel_size, channels, self.features)
+
+  @nn.compact
+  def __call__(self, x, gate: LayerGate | None = None):
+    x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (self.strides, self.strides), self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return self._biased(y)
+
+
+class QuantMatmul(_Quantized):
+  """Product of two activations, as in attention: einsum of both after each is quantized with a step of its own.
+
+  Attributes:
+    equation: of `jnp.einsum`, batch first, such as "bqhd,bkhd->bhqk".
+    rules: as in `QuantDense`; only `act_bits` matters.
+  """
+
+  equation: str
+  rules: LayerRule | Mapping[str, LayerRule] | None = None
+
+  def macs(self, a_shape, b_shape):
+    """Multiply-accumulates of one example."""
+    operands, _ = self.equation.split("->")
+    sizes = {}
+    for names, shape in zip(operands.split(","), (a_shape, b_shape), strict=True):
+      sizes.update(zip(names, shape, strict=True))
+    sizes.pop(operands[0])  # the batch
+    return math.prod(sizes.values())
+
+  @nn.compact
+  def __call__(self, a, b, gate: LayerGate | None = None):
+    bits = self._rule().act_bits
+    on = None if gate is None else gate.on * gate.attention
+    return jnp.einsum(self.equation, self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on))
+
+
+def calibrate(model, params, *inputs, **kwargs):
+  """The collection `quant` for given weights: one forward pass with every layer quantized.
+
+  Weight scales start from the weights, each activation step at 2 mean|x| / sqrt(qp) of what reaches its layer.
+
+  Args:
+    model: a flax module with quantized layers.
+    params: its latent weights, such as a trained full-precision network's.
+    *inputs, **kwargs: of the call.
+  Returns:
+    The tree for `{"params": params, "quant": tree}`; {} if no layer is quantized.
+  """
+  _, variables = model.apply({"params": params}, *inputs, mutable=["quant"], **kwargs)
+  return variables.get("quant", {})

@@ -1,0 +1,70 @@
+"""LSQ, learned step size quantization (Esser et al. 2019, arXiv 1902.08153): its arithmetic, for weights and activations."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from binarydm_jax.quant.ste import SCALE_FLOOR
+
+
+def levels(bits):
+  """(qn, qp), the smallest and largest integer of a signed `bits`-bit code: -2^(b-1), 2^(b-1) - 1."""
+  return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lsq(x, step, bits, gradient_scale=1.0):
+  """Quantizes x to signed `bits`-bit multiples of a learned step.
+
+  Forward: round(clip(x / step, qn, qp)) * step, the step floored at 1e-8.
+  Gradient of x: passes where qn <= x / step <= qp, else 0.
+  Gradient of step: gradient_scale * sum of g * (round(v) - v inside; qn below, qp above), v = x / step; a step under
+  the floor receives only gradients that raise it.
+
+  Args:
+    x: float [..., c].
+    step: float32, a scalar or [c] (one step per last-axis channel).
+    bits: 2 to 8.
+    gradient_scale: float, 1 / sqrt(N qp) in the paper.
+  Returns:
+    x quantized, shape and dtype of x.
+  """
+  return _forward(x, step, bits, gradient_scale)[0]
+
+
+def codes(x, step, bits):
+  """The integers of `lsq`: round(clip(x / step, qn, qp)), in the dtype of x."""
+  qn, qp = levels(bits)
+  return jnp.round(jnp.clip(x / jnp.maximum(step, SCALE_FLOOR).astype(x.dtype), qn, qp))
+
+
+def _forward(x, step, bits, gradient_scale):
+  del gradient_scale
+  quantized = codes(x, step, bits) * jnp.maximum(step, SCALE_FLOOR).astype(x.dtype)
+  return quantized, (x, step)
+
+
+def _backward(bits, gradient_scale, residuals, gradient):
+  x, step = residuals
+  qn, qp = levels(bits)
+  # In float32 whatever the compute type: the step's gradient is a sum over many values.
+  v = x.astype(jnp.float32) / jnp.maximum(step, SCALE_FLOOR)
+  inside = (v >= qn) & (v <= qp)
+  gradient_x = jnp.where(inside, gradient, 0).astype(x.dtype)
+  per_value = jnp.where(inside, jnp.round(v) - v, jnp.clip(v, qn, qp)) * gradient.astype(jnp.float32)
+  # Sum over the axes along which the step was broadcast.
+  per_value = per_value.reshape((-1,) + jnp.shape(step)) if jnp.ndim(step) else per_value.reshape(-1)
+  gradient_step = gradient_scale * per_value.sum(0)
+  gradient_step = jnp.where((step > SCALE_FLOOR) | (gradient_step < 0), gradient_step, 0)
+  return gradient_x, gradient_step.astype(jnp.asarray(step).dtype)
+
+
+lsq.defvjp(_forward, _backward)
+
+
+def initial_step(x, bits, axis=None):
+  """2 mean|x| / sqrt(qp) over `axis` (all by default), float32: the paper's start of a step."""
+  _, qp = levels(bits)
+  return 2 * jnp.mean(jnp.abs(x.astype(jnp.float32)), axis=axis) / math.sqrt(qp)

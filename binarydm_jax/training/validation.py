@@ -1,0 +1,115 @@
+"""Checks of a config: each raises ValueError with one line that names the field and the mend."""
+
+from binarydm_jax.diffusion import SPACINGS, TARGETS
+from binarydm_jax.distill import PROJECTIONS
+from binarydm_jax.quant.rules import WEIGHT_PRESETS
+
+CHOICES = {
+  "data.channels": (1, 3),
+  "diffusion.target": TARGETS,
+  "diffusion.loss": ("l2", "l1"),
+  "quant.weights": ("method", *WEIGHT_PRESETS),
+  "quant.edges": ("float", "8bit"),
+  "quant.progressive": ("method", "none", "blocks", "levels"),
+  "distill.projection": ("method", *PROJECTIONS, "off"),
+  "sample.sampler": ("ddim", "ddpm"),
+  "sample.spacing": SPACINGS,
+  "evaluation.feature_network": ("digits_classifier", "none"),
+}
+AT_LEAST_ONE = (
+  "data.image_size",
+  "model.model_channels",
+  "model.num_res_blocks",
+  "model.num_heads",
+  "model.norm_groups",
+  "diffusion.num_timesteps",
+  "quant.calibration_batches",
+  "quant.interval",
+  "distill.reduction",
+  "teacher.batch_size",
+  "student.batch_size",
+  "student.steps",
+  "log.every",
+  "log.samples",
+  "checkpoint.every",
+  "checkpoint.keep",
+  "sample.num_images",
+  "sample.batch_size",
+  "evaluation.num_samples",
+  "evaluation.timesteps_per_image",
+  "evaluation.batch_size",
+)
+AT_LEAST_ZERO = (
+  "model.num_head_channels",
+  "quant.tau",
+  "quant.learning_rate_factor",
+  "distill.weight",
+  "teacher.steps",
+  "teacher.warmup_steps",
+  "teacher.weight_decay",
+  "teacher.clip_norm",
+  "student.warmup_steps",
+  "student.weight_decay",
+  "student.clip_norm",
+  "log.samples_every",
+  "sample.steps",
+)
+FRACTIONS = ("model.dropout", "quant.transition", "teacher.ema_decay", "student.ema_decay", "sample.eta", "data.holdout")
+
+
+def field(config, path):
+  """config.a.b for "a.b"."""
+  for name in path.split("."):
+    config = config[name]
+  return config
+
+
+def check_config(config):
+  """Values that are wrong whatever the data and the network are."""
+  for path, choices in CHOICES.items():
+    if field(config, path) not in choices:
+      raise ValueError(f"{path} {field(config, path)!r} is not one of {', '.join(map(str, choices))}")
+  for paths, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+    for path in paths:
+      if not field(config, path) >= least:
+        raise ValueError(f"{path} is {field(config, path)}; it must be at least {least}")
+  for path in FRACTIONS:
+    if not 0 <= field(config, path) <= 1:
+      raise ValueError(f"{path} is {field(config, path)}; it must lie between 0 and 1")
+  for stage in ("teacher", "student"):
+    if not config[stage].learning_rate > 0:
+      raise ValueError(f"{stage}.learning_rate is {config[stage].learning_rate}; it must be above 0")
+  if not config.teacher.steps and not config.teacher.checkpoint:
+    raise ValueError("teacher.steps is 0 and no teacher.checkpoint is given; set one of them")
+  for path in ("log.samples_every", "checkpoint.every"):
+    if field(config, path) % config.log.every:
+      raise ValueError(
+          f"{path} {field(config, path)} is not a multiple of log.every {config.log.every}: the host waits for the"
+          " device at log steps only"
+      )
+  if config.sample.sampler == "ddim" and not config.sample.steps:
+    raise ValueError("sample.steps is 0: ddim needs a number of steps (0 means all timesteps, for ddpm)")
+
+
+def check_model(model, image_size):
+  """Shapes of a UNet that cannot be."""
+  deepest = 2 ** (len(model.channel_mult) - 1)
+  if not model.channel_mult or min(model.channel_mult) < 1:
+    raise ValueError(f"model.channel_mult {tuple(model.channel_mult)} needs at least one level, each 1 or more")
+  if image_size % deepest:
+    raise ValueError(
+        f"data.image_size {image_size} is not divisible by {deepest}, the down-sampling of {len(model.channel_mult)}"
+        " levels; change it or shorten model.channel_mult"
+    )
+  possible = [2**level for level in range(len(model.channel_mult))]
+  for factor in model.attention_resolutions:
+    if factor not in possible:
+      raise ValueError(f"model.attention_resolutions holds {factor}; the down-sampling factors are {possible}")
+  for level, mult in enumerate(model.channel_mult):
+    channels = mult * model.model_channels
+    if channels % model.norm_groups:
+      raise ValueError(f"model.norm_groups {model.norm_groups} does not divide the {channels} channels of level {level}")
+    has_attention = 2**level in model.attention_resolutions or level == len(model.channel_mult) - 1
+    name = "num_head_channels" if model.num_head_channels else "num_heads"
+    if has_attention and channels % model[name]:
+      raise ValueError(f"model.{name} {model[name]} does not divide the {channels} channels of level {level}")

@@ -1,0 +1,58 @@
+"""Logs: one JSON object a line in metrics.jsonl, and TensorBoard events. Written by the first process only."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import tensorboardX
+
+
+def truncate_metrics(path, stage, step):
+  """Drops the lines of `stage` after `step` (and a half-written last one), so that a resumed run repeats none."""
+  path = Path(path)
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if record.get("stage") != stage or record["step"] <= step:
+      kept.append(line + "\n")
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text("".join(kept))
+  os.replace(temporary, path)
+
+
+class Writer:
+  """Scalars of one stage, from the step it was restored at."""
+
+  def __init__(self, workdir, stage, step):
+    self._first = jax.process_index() == 0
+    if not self._first:
+      return
+    workdir = Path(workdir)
+    truncate_metrics(workdir / "metrics.jsonl", stage, step)
+    self._stage = stage
+    self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
+    self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step + 1 if step else None)
+
+  def write(self, step, scalars):
+    """`scalars`: name -> float, logged for `step`."""
+    if not self._first:
+      return
+    self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
+    for name, value in scalars.items():
+      self._events.add_scalar(name, value, step)
+
+  def image(self, step, array):
+    """array: uint8 [h, w, c] or [h, w]."""
+    if self._first:
+      self._events.add_image("samples", array, step, dataformats="HW" if array.ndim == 2 else "HWC")
+
+  def close(self):
+    if self._first:
+      self._file.close()
+      self._events.close()

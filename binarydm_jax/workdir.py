@@ -1,0 +1,49 @@
+"""The workdir's config: training fields are locked by the first run, the others may change."""
+
+import json
+import os
+from pathlib import Path
+
+LOCKED = ("seed", "method", "data", "model", "diffusion", "quant", "distill", "teacher", "student")
+
+
+def _plain(config):
+  """A ConfigDict as what JSON gives back."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def _differences(old, new, prefix=""):
+  for name in sorted({*old, *new}):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      yield from _differences(a, b, f"{prefix}{name}.")
+    elif a != b:
+      yield f"{prefix}{name}", a, b
+
+
+def lock_config(config, workdir, write=True):
+  """Checks `config` against workdir/config.json and writes it there.
+
+  Raises:
+    ValueError: the workdir does not exist and cannot be made, or was begun with other training fields.
+  """
+  workdir, new = Path(workdir), _plain(config)
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+    except json.JSONDecodeError:
+      raise ValueError(f"{path} is not valid JSON; remove the workdir or give another") from None
+    for name, before, now in _differences(old, new):
+      if name.split(".")[0] in LOCKED:
+        raise ValueError(
+            f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"
+        )
+  if write:
+    temporary = path.with_name("config.json.tmp")
+    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,127 @@
+"""Every field with its default. An experiment's file changes what differs; the command line changes the rest:
+
+  python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --config.student.steps=2000
+
+Fields of `seed`, `method`, `data`, `model`, `diffusion`, `quant`, `distill`, `teacher` and `student` shape training and
+are locked by the first run in a workdir; the others may change from run to run.
+"""
+
+from ml_collections import ConfigDict
+
+
+def training(**changes):
+  """How one network is trained; `teacher` and `student` are two of these."""
+  fields = ConfigDict(
+      dict(
+          steps=10_000,
+          batch_size=64,  # global: over all devices and hosts
+          learning_rate=2e-4,
+          warmup_steps=100,  # linear from 0; a cosine to 0 follows
+          weight_decay=1e-2,  # AdamW, on kernels only
+          clip_norm=1.0,  # global norm of the gradients; 0 turns it off
+          ema_decay=0.9999,  # warmed up as min(decay, (1 + n) / (10 + n))
+      )
+  )
+  fields.update(changes)
+  return fields
+
+
+def get_config():
+  config = ConfigDict()
+  config.seed = 0
+  # binarydm_v1 (LMB + LRM + progressive), binarydm_v5 (EBB + LRM), or one part: baseline, lmb, ebb, lsq.
+  config.method = "binarydm_v1"
+
+  config.data = ConfigDict(
+      dict(
+          source="digits",  # digits | tfds:NAME | folder:PATH | npz:PATH
+          image_size=8,
+          channels=1,
+          train_split="train",  # tfds only
+          test_split="",  # tfds only; empty: a held-out part of the training split
+          holdout=0.1,  # part held out of folders, npz files and tfds sets without a test split
+          data_dir="",  # tfds only; empty: TFDS's own default
+          flip=False,  # random horizontal flips
+          skip_unreadable=False,  # leave out images that cannot be read instead of stopping
+      )
+  )
+  config.model = ConfigDict(
+      dict(
+          model_channels=64,
+          channel_mult=(1, 2, 2),
+          num_res_blocks=2,
+          attention_resolutions=(4, 2),  # down-sampling factors
+          num_heads=4,
+          num_head_channels=0,  # channels a head; 0 takes num_heads
+          scale_shift=False,
+          dropout=0.0,
+          class_conditional=False,  # label embedding; the data must have labels
+          norm_groups=32,
+      )
+  )
+  config.diffusion = ConfigDict(
+      dict(
+          schedule="linear",  # linear | scaled_linear | cosine
+          num_timesteps=1000,
+          beta_start=1e-4,
+          beta_end=2e-2,
+          target="eps",  # eps | x0 | v
+          loss="l2",  # l2 | l1
+      )
+  )
+  config.quant = ConfigDict(
+      dict(
+          weights="method",  # as the method says, or full_precision | baseline | lmb | ebb | lsq
+          weight_bits=2,  # for lsq: 2 to 8
+          act_bits=4,  # 32 (off) | 8 | 4 | 3 | 2
+          edges="float",  # first and last convolution, time embedding: float | 8bit
+          overrides=(),  # rules in front of the preset's, such as ("middle/*=lsq4/8",)
+          calibration_batches=1,  # training batches that the activation steps start from
+          progressive="method",  # as the method says, or none | blocks | levels
+          interval=1,  # iterations a ring of progressive initialisation
+          tau=9e-2,  # weight of the loss that shrinks EBB's second basis
+          transition=0.5,  # part of the steps after which EBB's second basis is gone
+          learning_rate_factor=1.0,  # of scales and steps, over the weights'
+      )
+  )
+  config.distill = ConfigDict(
+      dict(
+          projection="method",  # as the method says, or randomized_pca | pca | random | none (plain MSE) | off
+          weight=1e-4,  # lambda
+          reduction=4,  # K
+      )
+  )
+  config.teacher = training()
+  config.teacher.checkpoint = ""  # workdir of a run whose teacher is taken instead of training one
+  config.student = training(learning_rate=2e-5)
+
+  config.log = ConfigDict(
+      dict(
+          every=100,  # steps between log lines, the only ones at which the host waits for the device
+          samples_every=0,  # steps between sample grids, a multiple of `every`; 0: none
+          samples=64,  # images in such a grid
+      )
+  )
+  config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # `every` is a multiple of log.every
+  config.sample = ConfigDict(
+      dict(
+          model="",  # a packed file, or teacher | student; empty: the workdir's packed file
+          sampler="ddim",  # ddim | ddpm
+          steps=50,  # ddpm: 0 takes all timesteps
+          eta=0.0,  # ddim: 0 deterministic .. 1
+          clip=True,  # clip the predicted x0 to [-1, 1]
+          spacing="ldm",  # ldm | leading | linspace | trailing
+          num_images=64,
+          batch_size=64,
+          seed=0,
+      )
+  )
+  config.evaluation = ConfigDict(
+      dict(
+          num_samples=1024,
+          feature_network="none",  # digits_classifier | none (no Frechet distance)
+          timesteps_per_image=8,  # of the held-out loss
+          batch_size=256,
+      )
+  )
+  return config

@@ -1,0 +1,27 @@
+"""The quickstart: scikit-learn's 8x8 digits, W1A4 by the full method, about five minutes on two CPU cores.
+
+  python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits
+"""
+
+from configs import base
+
+
+def get_config():
+  config = base.get_config()
+  config.model.update(
+      dict(
+          model_channels=32,
+          channel_mult=(1, 2, 2),  # 8x8, 4x4, 2x2: two bases in the first two levels
+          num_res_blocks=1,
+          attention_resolutions=(4, 2),
+          num_heads=2,
+      )
+  )
+  config.diffusion.update(dict(schedule="cosine"))
+  config.teacher.update(dict(steps=1500, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
+  config.student.update(dict(steps=700, batch_size=32, learning_rate=1e-3, warmup_steps=50, ema_decay=0.99))
+  config.log.every = 50
+  config.checkpoint.every = 250
+  config.sample.update(dict(steps=20, batch_size=128))
+  config.evaluation.update(dict(num_samples=512, feature_network="digits_classifier"))
+  return config
