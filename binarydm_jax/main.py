@@ -7,7 +7,7 @@ info. Run again in the same workdir, each continues where it stopped.
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 MODES = ("all", "pretrain", "binarize", "sample", "evaluate", "export", "info")
@@ -25,6 +25,8 @@ def set_up_jax():
     cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "binarydm_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # The libraries below log every detail at INFO; warnings stay.
+  logging.set_verbosity(logging.WARNING)
 
 
 def run(config, workdir, mode):
@@ -32,7 +34,7 @@ def run(config, workdir, mode):
   from binarydm_jax import modes
   from binarydm_jax.training.problem import build
   from binarydm_jax.training.validation import check_config
-  from binarydm_jax.workdir import lock_config
+  from binarydm_jax.workdir import check_teacher, lock_config
 
   if mode == "sample":
     # A packed file needs no data and no lock; a trained network needs both.
@@ -46,6 +48,7 @@ def run(config, workdir, mode):
     modes.sample(config, workdir, make_problem)
     return
   problem = build(config)
+  check_teacher(config)
   lock_config(config, workdir, write=mode != "info")
   action = {
     "all": modes.run_all,

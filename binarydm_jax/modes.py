@@ -22,6 +22,7 @@ from binarydm_jax.evaluation.heldout import heldout_loss
 from binarydm_jax.evaluation.sampling import generate, make_sampler, to_uint8
 from binarydm_jax.training import loop
 from binarydm_jax.training.problem import model_inputs
+from binarydm_jax.workdir import read_config
 
 PACKED = "model.safetensors"
 
@@ -43,7 +44,10 @@ def _write(path, data):
 def teacher_variables(problem, workdir):
   """{"params"} of the finished teacher: this workdir's, or that of config.teacher.checkpoint."""
   external = problem.config.teacher.checkpoint
-  return loop.restore_ema(problem, "teacher", external or workdir)
+  if not external:
+    return loop.restore_ema(problem, "teacher", workdir)
+  steps = read_config(external)["teacher"]["steps"]
+  return loop.restore_ema(problem, "teacher", external, steps)
 
 
 def pretrain(problem, workdir):

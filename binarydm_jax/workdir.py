@@ -21,6 +21,38 @@ def _differences(old, new, prefix=""):
       yield f"{prefix}{name}", a, b
 
 
+def read_config(workdir):
+  """The dict in workdir/config.json.
+
+  Raises:
+    ValueError: there is none, or it is not JSON.
+  """
+  path = Path(workdir) / "config.json"
+  try:
+    return json.loads(path.read_text())
+  except OSError:
+    raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json") from None
+  except json.JSONDecodeError:
+    raise ValueError(f"{path} is not valid JSON; remove the workdir or give another") from None
+
+
+def check_teacher(config):
+  """Checks that `teacher.checkpoint`, if given, is a run of the same network, images and diffusion.
+
+  Raises:
+    ValueError: names the field that differs.
+  """
+  if not config.teacher.checkpoint:
+    return
+  folder = config.teacher.checkpoint
+  if not (Path(folder) / "teacher").is_dir():
+    raise ValueError(f"teacher.checkpoint {folder!r} has no folder 'teacher'; give the workdir of a pretrained run")
+  old, new = read_config(folder), _plain(config)
+  for name, theirs, ours in _differences(old, new):
+    if name.split(".")[0] in ("model", "diffusion") or name in ("data.channels", "data.image_size"):
+      raise ValueError(f"teacher.checkpoint {folder!r} has {name}={theirs!r}, this run {ours!r}; set them alike")
+
+
 def lock_config(config, workdir, write=True):
   """Checks `config` against workdir/config.json and writes it there.
 
@@ -34,11 +66,7 @@ def lock_config(config, workdir, write=True):
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
   if path.exists():
-    try:
-      old = json.loads(path.read_text())
-    except json.JSONDecodeError:
-      raise ValueError(f"{path} is not valid JSON; remove the workdir or give another") from None
-    for name, before, now in _differences(old, new):
+    for name, before, now in _differences(read_config(workdir), new):
       if name.split(".")[0] in LOCKED:
         raise ValueError(
             f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"

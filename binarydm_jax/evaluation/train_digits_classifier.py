@@ -20,6 +20,7 @@ import optax
 from flax import traverse_util
 from safetensors.numpy import save as save_safetensors
 
+from binarydm_jax.data import open_source, read_all
 from binarydm_jax.evaluation import features
 
 SEED = 0

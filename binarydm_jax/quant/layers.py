@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from binarydm_jax.quant import activations, weights
+from binarydm_jax.quant.convolution import convolve
 from binarydm_jax.quant.rules import FULL_PRECISION, LayerRule
 
 
@@ -145,10 +146,7 @@ class QuantConv(_Quantized):
   @nn.compact
   def __call__(self, x, gate: LayerGate | None = None):
     x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (self.strides, self.strides), self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return self._biased(y)
+    return self._biased(convolve(x, kernel, self.strides, self.padding))
 
 
 class QuantMatmul(_Quantized):

@@ -145,20 +145,24 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
   return state
 
 
-def restore_ema(problem, stage, workdir):
-  """The averaged variables of a finished stage in `workdir`, as host-replicated arrays.
+def restore_ema(problem, stage, workdir, steps=None):
+  """The averaged variables of a finished stage in `workdir`, replicated over all devices.
+
+  Args:
+    steps: how many steps a finished stage has; None takes the config's.
 
   Raises:
     TrainingError: there is no checkpoint, or training is not finished.
   """
   like = _initial_state(problem, stage, sharding.make_mesh(), abstract=True)
+  steps = steps or problem.config[stage].steps
   checkpoints = Checkpoints(Path(workdir) / stage)
   step = checkpoints.latest_step()
   try:
-    if step is None or step < problem.config[stage].steps:
+    if step is None or step < steps:
       mode = {"teacher": "pretrain", "student": "binarize"}[stage]
       raise TrainingError(
-          f"{Path(workdir) / stage} holds no finished {stage} (step {step or 0} of {problem.config[stage].steps});"
+          f"{Path(workdir) / stage} holds no finished {stage} (step {step or 0} of {steps});"
           f" run --mode={mode} first"
       )
     return checkpoints.restore(like)["state"].ema

@@ -1,0 +1,77 @@
+"""Compares finished runs: python -m binarydm_jax.compare WORKDIR [WORKDIR ...]
+
+Prints a Markdown table of every workdir's results.json, the students by method, mean and standard deviation over seeds.
+"""
+
+import collections
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from binarydm_jax.report import format_bytes
+
+COLUMNS = ("model", "seeds", "bits W/A", "true bits a weight", "Frechet distance", "held-out loss", "size")
+
+
+def _spread(values):
+  """"mean +- standard deviation", or "-" where a value is missing."""
+  if any(value is None for value in values):
+    return "-"
+  mean = statistics.mean(values)
+  digits = max(0, 3 - len(str(int(abs(mean))))) if abs(mean) >= 1 else 4
+  spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+  return f"{mean:.{digits}f}{spread}"
+
+
+def compare(results):
+  """List of results.json contents -> rows of text under COLUMNS: the teacher first, then each method.
+
+  Raises:
+    ValueError: runs that were measured by different protocols.
+  """
+  groups, protocols = collections.OrderedDict(), set()
+  for result in results:
+    for model in result["models"]:
+      name = "teacher" if model["name"] == "teacher" else result["method"]
+      groups.setdefault((name != "teacher", name, model["bits"]), []).append(model)
+      protocols.add(tuple(str(model.get(key)) for key in
+                          ("feature_sha256", "num_samples", "sampler", "steps", "eta", "clip", "spacing")))
+  if len(protocols) > 1:
+    raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
+  rows = []
+  for (_, name, bits), models in sorted(groups.items(), key=lambda item: item[0][0]):
+    # The same teacher evaluated again gives the same figures: it counts once.
+    unique = list({(m["fid"], m["heldout_loss"]): m for m in models}.values()) if name == "teacher" else models
+    rows.append((
+        name,
+        str(len(unique)),
+        bits,
+        f"{unique[0]['true_weight_bits']:.2f}",
+        _spread([m["fid"] for m in unique]),
+        _spread([m["heldout_loss"] for m in unique]),
+        format_bytes(unique[0]["size_bytes"]),
+    ))
+  return rows
+
+
+def main(argv):
+  if not argv:
+    sys.exit("error: name at least one workdir")
+  try:
+    results = [json.loads((Path(folder) / "results.json").read_text()) for folder in argv]
+    rows = compare(results)
+  except FileNotFoundError as error:
+    sys.exit(f"error: {error.filename} does not exist; run --mode=all or --mode=evaluate there first")
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
+  for row in rows:
+    print("| " + " | ".join(row) + " |")
+  reference = results[0].get("reference")
+  if reference:
+    print(f"\nFor scale: {reference['what']} gives {reference['fid']:.1f}.")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
