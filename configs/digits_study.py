@@ -13,8 +13,8 @@ from configs import digits
 
 def get_config():
   config = digits.get_config()
-  config.teacher.update(dict(steps=3000))
-  config.student.update(dict(steps=1500, ema_decay=0.995))
+  config.teacher.update(dict(steps=2500))
+  config.student.update(dict(steps=1200, ema_decay=0.995))
   config.log.every = 100
   config.checkpoint.every = 500
   config.sample.update(dict(steps=25, batch_size=128))

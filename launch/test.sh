@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The tests, as CI runs them: makes .venv with all that they need, checks the style, runs pytest.
+# Usage: launch/test.sh [PYTEST ARGUMENTS], such as --slow.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/install.sh
+install requirements-dev.txt
+"$python" -m ruff check .
+JAX_PLATFORMS=cpu "$python" -m pytest "$@"
