@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from binarydm_jax import plots, report
 from binarydm_jax.data import read_all
@@ -19,10 +18,9 @@ from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation import features, metrics
 from binarydm_jax.evaluation.heldout import heldout_loss
-from binarydm_jax.evaluation.sampling import generate, make_sampler, to_uint8
+from binarydm_jax.evaluation.sampling import to_uint8
+from binarydm_jax.networks import packed_network, save_samples, teacher_variables, trained_network
 from binarydm_jax.training import loop
-from binarydm_jax.training.problem import model_inputs
-from binarydm_jax.workdir import read_config
 
 PACKED = "model.safetensors"
 
@@ -39,15 +37,6 @@ def _write(path, data):
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-def teacher_variables(problem, workdir):
-  """{"params"} of the finished teacher: this workdir's, or that of config.teacher.checkpoint."""
-  external = problem.config.teacher.checkpoint
-  if not external:
-    return loop.restore_ema(problem, "teacher", workdir)
-  steps = read_config(external)["teacher"]["steps"]
-  return loop.restore_ema(problem, "teacher", external, steps)
 
 
 def pretrain(problem, workdir):
@@ -68,8 +57,7 @@ def binarize(problem, workdir):
 
 def costs(problem):
   """(cost of the teacher, cost of the finished student)."""
-  inputs = model_inputs(problem.image_shape, problem.config.model.class_conditional)
-  params = jax.eval_shape(lambda *x: problem.teacher.init(jax.random.key(0), *x), *inputs)["params"]
+  params = jax.eval_shape(lambda *x: problem.teacher.init(jax.random.key(0), *x), *problem.inputs())["params"]
   floats = {layer.path: problem.table[layer.path].__class__() for layer in problem.layers}
   table = cost_lib.deployed_table(problem.table)
   return cost_lib.model_cost(problem.layers, floats, params), cost_lib.model_cost(problem.layers, table, params)
@@ -124,74 +112,20 @@ def export(problem, workdir):
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
-def _network(problem, workdir, name):
-  """(model, variables, gates) of "teacher" or "student"."""
-  if name == "teacher":
-    return problem.teacher, teacher_variables(problem, workdir), None
-  return problem.student, loop.restore_ema(problem, "student", workdir), problem.final_gates()
-
-
-def _sampler(fields, model, schedule, target, image_shape):
-  return make_sampler(
-      model, schedule, target, image_shape, fields.sampler, fields.steps, fields.eta, fields.clip, fields.spacing
-  )
-
-
-def _generate(fields, name, model, variables, gates, schedule, target, image_shape, count):
-  """(float images [count, h, w, c], images a second without the compilation)."""
-  sampler = _sampler(fields, model, schedule, target, image_shape)
-  compiled_for = min(fields.batch_size, count)
-  with tqdm(total=count, desc=f"samples of {name}", unit="img", disable=jax.process_index() != 0) as bar:
-    generate(sampler, variables, compiled_for, fields.seed, compiled_for, model.num_classes, gates)  # compiles
-    start = time.perf_counter()
-    images = generate(
-        sampler, variables, count, fields.seed, fields.batch_size, model.num_classes, gates, progress=bar.update
-    )
-    return images, count / (time.perf_counter() - start)
-
-
-def sample_packed(config, workdir, path):
-  """Images of a packed file as float [n, h, w, c]; needs neither data nor training."""
-  model = packed.load(path)
-  return _generate(
-      config.sample, "packed", model.model, model.variables, None, model.schedule, model.target, model.image_shape,
-      config.sample.num_images,
-  )[0]
-
-
 def sample(config, workdir, make_problem):
   """Draws sample.num_images images into samples/<name>.npz (arr_0, uint8 NHWC) and samples/<name>.png.
 
   Args:
     config: ConfigDict.
     workdir: folder.
-    make_problem: () -> Problem, called only for "teacher" and "student".
+    make_problem: () -> Problem, called only for "teacher" and "student": a packed file needs neither data nor training.
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
-  if which in ("teacher", "student"):
-    problem = make_problem()
-    model, variables, gates = _network(problem, workdir, which)
-    images, _ = _generate(
-        config.sample, which, model, variables, gates, problem.schedule, config.diffusion.target, problem.image_shape,
-        config.sample.num_images,
-    )
-    name = which
-  else:
-    images, name = sample_packed(config, workdir, which), "packed"
-  save_samples(workdir, name, np.asarray(to_uint8(images)))
-  _say(f"{Path(workdir) / 'samples' / name}.png and .npz: {len(images)} images")
-
-
-def save_samples(workdir, name, images, most=64):
-  """samples/<name>.npz of all and samples/<name>.png of the first `most`."""
-  if jax.process_index():
-    return
-  folder = Path(workdir) / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  temporary = folder / f"{name}.tmp.npz"
-  np.savez(temporary, arr_0=images)
-  os.replace(temporary, folder / f"{name}.npz")
-  plots.save_png(folder / f"{name}.png", plots.image_grid(images[:most]))
+  trained = which in ("teacher", "student")
+  network = trained_network(make_problem(), workdir, which) if trained else packed_network(which)
+  images, speed = network.draw(config.sample, config.sample.num_images, config.sample.seed)
+  save_samples(workdir, network.name, np.asarray(to_uint8(images)))
+  _say(f"{Path(workdir) / 'samples' / network.name}.png and .npz: {len(images)} images, {speed:.1f} a second")
 
 
 # --- evaluation and report --------------------------------------------------------------------------------------------
@@ -208,76 +142,70 @@ def _network_moments(problem):
 
 
 def evaluate(problem, workdir):
-  """Samples from teacher and student, measures both, and writes results.json and report.html; returns the results."""
-  config = problem.config
-  network, reference, halves = _network_moments(problem)
+  """Samples from the teacher and from the packed student, measures both, writes results.json and report.html.
+
+  The student is measured as it is shipped: the packed file is written first. Returns the results.
+  """
+  export(problem, workdir)
+  config, path = problem.config, Path(workdir) / PACKED
+  feature_network, reference, halves = _network_moments(problem)
   test_images, test_labels = read_all(problem.test_data)
-  bits = {"teacher": "32/32", "student": f"{cost_lib.table_bits(problem.table)}/{config.quant.act_bits}"}
-  labels = {"teacher": "full precision teacher", "student": f"1-bit student ({config.method})"}
-  if not any(rule.bases for rule in problem.table.values()):
-    labels["student"] = f"quantized student ({problem.method.weights})"
-  rows, drawn = [], {}
-  for name, cost in zip(("teacher", "student"), costs(problem)):
-    model, variables, gates = _network(problem, workdir, name)
-    images, speed = _generate(
-        config.sample, name, model, variables, gates, problem.schedule, config.diffusion.target, problem.image_shape,
-        config.evaluation.num_samples,
-    )
-    drawn[name] = images
-    integers = np.asarray(to_uint8(images))
-    save_samples(workdir, name, integers)
+  binarized = any(rule.bases for rule in problem.table.values())
+  about = {
+    "teacher": ("full precision teacher", "32/32"),
+    "student": (
+      f"{'1-bit' if binarized else 'quantized'} student ({config.method})",
+      f"{cost_lib.table_bits(problem.table)}/{config.quant.act_bits}",
+    ),
+  }
+  networks = {"teacher": trained_network(problem, workdir, "teacher"), "student": packed_network(path)}
+  rows = []
+  for (name, network), cost in zip(networks.items(), costs(problem)):
+    images, speed = network.draw(config.sample, config.evaluation.num_samples, config.sample.seed)
+    images = np.asarray(to_uint8(images))
+    save_samples(workdir, name, images)
     loss = heldout_loss(
-        model, variables, gates, test_images, test_labels, problem.schedule, config.diffusion.target,
-        config.evaluation.timesteps_per_image, config.evaluation.batch_size,
+        network.model, network.variables, network.gates, test_images, test_labels, problem.schedule,
+        config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
     )
-    distance = metrics.frechet_distance(metrics.moments(network(integers)), reference) if network else None
+    distance = None
+    if feature_network:
+      distance = metrics.frechet_distance(metrics.moments(feature_network(images)), reference)
+    label, bits = about[name]
     rows.append(
         dict(
             name=name,
-            label=labels[name],
-            bits=bits[name],
+            label=label,
+            bits=bits,
             true_weight_bits=cost.true_weight_bits,
             fid=distance,
-            feature_network=network.name if network else None,
-            feature_sha256=network.sha256 if network else None,
+            feature_network=feature_network.name if feature_network else None,
+            feature_sha256=feature_network.sha256 if feature_network else None,
             heldout_loss=loss,
-            num_samples=config.evaluation.num_samples,
+            num_samples=len(images),
             sampler=config.sample.sampler,
             steps=config.sample.steps,
             eta=config.sample.eta,
             clip=config.sample.clip,
             spacing=config.sample.spacing,
+            seed=config.sample.seed,
             size_bytes=cost.packed_bytes,
             fp32_bytes=cost.fp32_bytes,
             macs=cost.macs,
             ops=cost.ops,
             images_per_second=speed,
-            seed=config.sample.seed,
         )
     )
+  payload, header = packed.file_sizes(path)
   results = dict(
       title=f"BinaryDM on {config.data.source}",
       method=config.method,
       models=rows,
       reference=None if halves is None else dict(fid=halves, what="one half of the real images against the other"),
+      packed=dict(file=PACKED, payload_bytes=payload, header_bytes=header),
       environment=_environment(),
       config_sha256=_evaluated(config),
   )
-  path = Path(workdir) / PACKED
-  if path.exists():
-    count = min(len(drawn["student"]), 64)
-    model = packed.load(path)
-    images, _ = _generate(
-        config.sample, "packed", model.model, model.variables, None, model.schedule, model.target, model.image_shape,
-        count,
-    )
-    results["packed"] = dict(
-        file=PACKED,
-        payload_bytes=packed.file_sizes(path)[0],
-        header_bytes=packed.file_sizes(path)[1],
-        max_difference_from_student=float(np.abs(images - drawn["student"][:count]).max()),
-    )
-    save_samples(workdir, "packed", np.asarray(to_uint8(images)))
   if jax.process_index() == 0:
     report.write_results(Path(workdir) / "results.json", results)
     write_report(problem, workdir)
@@ -285,15 +213,13 @@ def evaluate(problem, workdir):
 
 
 def write_report(problem, workdir):
-  """report.html and the grid samples/comparison.png, from what evaluation left in the workdir."""
+  """report.html, from what the evaluation left in the workdir."""
   workdir = Path(workdir)
   results = json.loads((workdir / "results.json").read_text())
   grids = {"real": read_all(problem.test_data, 64)[0]}
-  for name in ("teacher", "student", "packed"):
-    path = workdir / "samples" / f"{name}.npz"
-    if path.exists() and (name != "packed" or "packed" in results):
-      grids[name] = np.load(path, allow_pickle=False)["arr_0"][:64]
-  diagnostics = {"The packed file": results["packed"]} if "packed" in results else None
+  for name in ("teacher", "student"):
+    grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
+  diagnostics = {"The packed file": results["packed"]}
   curves = plots.read_curves(workdir / "metrics.jsonl")
   report.write_report(workdir / "report.html", results, curves, grids, diagnostics)
 
@@ -337,7 +263,6 @@ def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
   pretrain(problem, workdir)
   binarize(problem, workdir)
-  export(problem, workdir)
   path = Path(workdir) / "results.json"
   if path.exists() and json.loads(path.read_text()).get("config_sha256") == _evaluated(problem.config):
     _say(f"{workdir} is finished; this is its report")

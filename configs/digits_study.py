@@ -1,4 +1,4 @@
-"""The digits with a longer budget: what the method gains over one basis, W1A4. About 5 minutes a student on two CPU cores.
+"""The digits with a longer budget: what the method gains over one basis, W1A4; minutes a student on two CPU cores.
 
   launch/digits_study.sh            # one teacher, three seeds of each method, the table in the README
 
@@ -13,6 +13,7 @@ from configs import digits
 
 def get_config():
   config = digits.get_config()
+  config.model.attention_resolutions = (4, 2)
   config.teacher.update(dict(steps=2500))
   config.student.update(dict(steps=1200, ema_decay=0.995))
   config.log.every = 100

@@ -37,7 +37,7 @@ def sampling_timesteps(schedule, steps, spacing="ldm"):
     raise ValueError(f"sample.spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
   most = total - 1 if spacing == "ldm" else total
   if not 1 <= steps <= most:
-    raise ValueError(f"sample.steps {steps} is not in 1 .. {most}, what {spacing!r} spacing of {total} timesteps allows")
+    raise ValueError(f"sample.steps {steps} is not in 1 .. {most}, the range of {spacing!r} spacing over {total}")
   i = np.arange(steps)
   if spacing == "ldm":
     timesteps = 1 + total // steps * i

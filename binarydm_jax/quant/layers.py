@@ -42,7 +42,7 @@ class _Quantized(nn.Module):
       return rules or FULL_PRECISION
     path = "/".join(self.path)
     if not isinstance(rules, Mapping):
-      raise TypeError(f"rules of {path!r} is {type(rules).__name__}: resolve it first, `quant.resolve(rules, model, x)`")
+      raise TypeError(f"rules of {path!r} is a {type(rules).__name__}: resolve it, `quant.resolve(rules, model, x)`")
     if path not in rules:
       raise ValueError(f"layer {path!r} is not in the rule table: resolve the rules with the module that you apply")
     return rules[path]

@@ -1,4 +1,4 @@
-"""LSQ, learned step size quantization (Esser et al. 2019, arXiv 1902.08153): its arithmetic, for weights and activations."""
+"""LSQ, learned step size quantization (Esser et al. 2019, arXiv 1902.08153): the arithmetic."""
 
 import functools
 import math

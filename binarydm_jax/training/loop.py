@@ -1,4 +1,4 @@
-"""The training loop, and the two stages that run through it: the teacher's pretraining and the student's binarization."""
+"""The training loop and the two stages that run through it: the teacher's pretraining, the student's binarization."""
 
 import functools
 import time
@@ -16,7 +16,6 @@ from binarydm_jax.evaluation.sampling import generate, make_sampler, to_uint8
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training import sharding
 from binarydm_jax.training.checkpoint import Checkpoints
-from binarydm_jax.training.problem import model_inputs
 from binarydm_jax.training.state import create_state, make_optimizer
 from binarydm_jax.training.step import draw, make_train_step, student_terms, teacher_terms
 from binarydm_jax.training.writers import Writer
@@ -62,7 +61,7 @@ def _optimizer(problem, stage):
 
 
 def _sample_grids(problem, stage, model, writer, workdir):
-  """(state, step) -> None: writes samples/<stage>_<step>.png from the averaged weights, every log.samples_every steps."""
+  """(state, step) -> None: every log.samples_every steps writes samples/<stage>_<step>.png by the averaged weights."""
   config = problem.config
   if not config.log.samples_every:
     return lambda state, step: None
@@ -154,7 +153,7 @@ def restore_ema(problem, stage, workdir, steps=None):
   Raises:
     TrainingError: there is no checkpoint, or training is not finished.
   """
-  like = _initial_state(problem, stage, sharding.make_mesh(), abstract=True)
+  like = _abstract(problem, stage, sharding.make_mesh())
   steps = steps or problem.config[stage].steps
   checkpoints = Checkpoints(Path(workdir) / stage)
   step = checkpoints.latest_step()
@@ -170,42 +169,37 @@ def restore_ema(problem, stage, workdir, steps=None):
     checkpoints.close()
 
 
-def _initial_variables(problem, stage):
-  """Freshly initialised variables of the stage's model (for the student: of the right shapes only)."""
-  model = problem.teacher if stage == "teacher" else problem.student
-  inputs = model_inputs(problem.image_shape, problem.config.model.class_conditional)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-  return dict(model.init(run_key(problem, INIT), *zeros))
-
-
 def _projection_shapes(problem):
   """Abstract projections, for restoring."""
   if not problem.distil:
     return ()
-  config = problem.config
-  inputs = model_inputs(problem.image_shape, config.model.class_conditional)
   return jax.eval_shape(
       lambda *inputs: fit_projections(
           problem.teacher.init_with_output(jax.random.key(0), *inputs)[0][1],
           jax.random.key(0),
           method=problem.method.projection,
-          reduction=config.distill.reduction,
+          reduction=problem.config.distill.reduction,
       ),
-      *inputs,
+      *problem.inputs(),
   )
 
 
-def _initial_state(problem, stage, mesh, abstract=False):
-  """The state of a stage before its first step, replicated over the mesh; abstract: with its projections, no arrays."""
+def _abstract(problem, stage, mesh):
+  """Shapes of a stage's checkpoint, replicated over the mesh."""
+  model = problem.teacher if stage == "teacher" else problem.student
   optimizer, _ = _optimizer(problem, stage)
-
-  def make():
-    return create_state(_initial_variables(problem, stage), optimizer)
-
-  if not abstract:
-    return jax.jit(make, out_shardings=sharding.replicated(mesh))()
-  tree = {"state": jax.eval_shape(make), "projections": _projection_shapes(problem) if stage == "student" else ()}
+  state = jax.eval_shape(
+      lambda *inputs: create_state(dict(model.init(jax.random.key(0), *inputs)), optimizer), *problem.inputs()
+  )
+  tree = {"state": state, "projections": _projection_shapes(problem) if stage == "student" else ()}
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree)
+
+
+def _state_on_mesh(variables, optimizer, mesh):
+  """The state before the first step, replicated; `variables` are copied, since the state is donated."""
+  return jax.jit(lambda v: create_state(jax.tree.map(jnp.copy, v), optimizer), out_shardings=sharding.replicated(mesh))(
+      variables
+  )
 
 
 def pretrain(problem, workdir, mesh=None):
@@ -217,7 +211,10 @@ def pretrain(problem, workdir, mesh=None):
   train_step = make_train_step(
       terms, {"simple": 1.0}, optimizer, learning_rate, config.teacher.ema_decay, run_key(problem, TEACHER)
   )
-  state = _initial_state(problem, "teacher", mesh)
+  # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
+  variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
+  variables = sharding.put_replicated(variables, mesh)
+  state = _state_on_mesh(variables, optimizer, mesh)
   return run_stage(problem, "teacher", workdir, problem.teacher, train_step, state, {}, mesh).ema
 
 
@@ -254,9 +251,7 @@ def prepare_student(problem, teacher_params, mesh):
         reduction=config.distill.reduction,
     )
   optimizer, _ = _optimizer(problem, "student")
-  # A copy: the state is donated, the teacher is not.
-  variables = jax.tree.map(jnp.copy, variables)
-  state = jax.jit(lambda v: create_state(v, optimizer), out_shardings=sharding.replicated(mesh))(variables)
+  state = _state_on_mesh(variables, optimizer, mesh)
   return state, {"teacher": teacher_params, "projections": sharding.put_replicated(projections, mesh)}
 
 

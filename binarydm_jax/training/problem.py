@@ -51,6 +51,10 @@ class Problem:
     """Whether the loss has the LRM term."""
     return self.method.projection != "off" and self.config.distill.weight > 0
 
+  def inputs(self):
+    """Abstract (x, timesteps, labels) of the UNet, a batch of one."""
+    return model_inputs(self.image_shape, self.config.model.class_conditional)
+
   def final_gates(self):
     """The gates of a finished student (None when nothing changes over time)."""
     return self.gates_fn(jnp.int32(self.config.student.steps)) if self.gates_fn else None

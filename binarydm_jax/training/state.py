@@ -37,14 +37,15 @@ def make_optimizer(steps, learning_rate, warmup_steps, weight_decay, clip_norm, 
   Returns:
     (optimizer over {"params", "quant"}, schedule: step -> learning rate).
   """
-  schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1))
+  last = max(steps, warmup_steps + 1)
+  schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, last)
 
   def is_kernel(variables):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", variables)
 
   def scale_quant(variables):
-    return {name: jax.tree.map(lambda u: u * (quant_factor if name == "quant" else 1.0), tree)
-            for name, tree in variables.items()}
+    factors = {name: quant_factor if name == "quant" else 1.0 for name in variables}
+    return {name: jax.tree.map(lambda u, f=factors[name]: u * f, tree) for name, tree in variables.items()}
 
   return optax.chain(
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -20,7 +20,8 @@ def draw(schedule, target, images, key):
   time_key, noise_key = jax.random.split(key)
   timesteps = jax.random.randint(time_key, (len(images),), 0, schedule.num_timesteps)
   noise = jax.random.normal(noise_key, images.shape)
-  return q_sample(schedule, images, noise, timesteps), timesteps, training_target(schedule, target, images, noise, timesteps)
+  wanted = training_target(schedule, target, images, noise, timesteps)
+  return q_sample(schedule, images, noise, timesteps), timesteps, wanted
 
 
 def prediction_loss(name, prediction, target):

@@ -54,7 +54,14 @@ AT_LEAST_ZERO = (
   "log.samples_every",
   "sample.steps",
 )
-FRACTIONS = ("model.dropout", "quant.transition", "teacher.ema_decay", "student.ema_decay", "sample.eta", "data.holdout")
+FRACTIONS = (
+  "data.holdout",
+  "model.dropout",
+  "quant.transition",
+  "sample.eta",
+  "student.ema_decay",
+  "teacher.ema_decay",
+)
 
 
 def field(config, path):
@@ -108,7 +115,7 @@ def check_model(model, image_size):
   for level, mult in enumerate(model.channel_mult):
     channels = mult * model.model_channels
     if channels % model.norm_groups:
-      raise ValueError(f"model.norm_groups {model.norm_groups} does not divide the {channels} channels of level {level}")
+      raise ValueError(f"model.norm_groups {model.norm_groups} does not divide {channels} channels (level {level})")
     has_attention = 2**level in model.attention_resolutions or level == len(model.channel_mult) - 1
     name = "num_head_channels" if model.num_head_channels else "num_heads"
     if has_attention and channels % model[name]:

@@ -37,7 +37,8 @@ class Writer:
     truncate_metrics(workdir / "metrics.jsonl", stage, step)
     self._stage = stage
     self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
-    self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step + 1 if step else None)
+    purge = step + 1 if step else None
+    self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
 
   def write(self, step, scalars):
     """`scalars`: name -> float, logged for `step`."""
