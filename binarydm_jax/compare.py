@@ -14,6 +14,9 @@ from binarydm_jax.report import format_bytes
 COLUMNS = ("model", "seeds", "bits W/A", "true bits a weight", "Frechet distance", "held-out loss", "size")
 
 
+PROTOCOL = ("feature_sha256", "num_samples", "sampler", "steps", "eta", "clip", "spacing")
+
+
 def _spread(values):
   """"mean +- standard deviation", or "-" where a value is missing."""
   if any(value is None for value in values):
@@ -35,8 +38,7 @@ def compare(results):
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
       groups.setdefault((name != "teacher", name, model["bits"]), []).append(model)
-      protocols.add(tuple(str(model.get(key)) for key in
-                          ("feature_sha256", "num_samples", "sampler", "steps", "eta", "clip", "spacing")))
+      protocols.add((result["title"], *(str(model.get(key)) for key in PROTOCOL)))
   if len(protocols) > 1:
     raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
   rows = []
@@ -55,14 +57,29 @@ def compare(results):
   return rows
 
 
+def read_results(folder):
+  """The content of folder/results.json.
+
+  Raises:
+    ValueError: it is missing or damaged.
+  """
+  path = Path(folder) / "results.json"
+  try:
+    results = json.loads(path.read_text())
+    results["models"][0]["name"]
+    return results
+  except OSError:
+    raise ValueError(f"{path} does not exist; run --mode=all or --mode=evaluate there first") from None
+  except (json.JSONDecodeError, LookupError, TypeError):
+    raise ValueError(f"{path} is damaged; remove it and run --mode=evaluate there") from None
+
+
 def main(argv):
   if not argv:
     sys.exit("error: name at least one workdir")
   try:
-    results = [json.loads((Path(folder) / "results.json").read_text()) for folder in argv]
+    results = [read_results(folder) for folder in argv]
     rows = compare(results)
-  except FileNotFoundError as error:
-    sys.exit(f"error: {error.filename} does not exist; run --mode=all or --mode=evaluate there first")
   except ValueError as error:
     sys.exit(f"error: {error}")
   print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from binarydm_jax import quant
-from binarydm_jax.diffusion import Schedule, make_schedule
+from binarydm_jax.diffusion import TARGETS, Schedule, make_schedule
 from binarydm_jax.models.unet import UNet
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.quant.step_size import codes, levels
@@ -86,8 +86,10 @@ def pack(variables, table):
       residual = np.asarray(kernel - quant.one_basis(kernel, scale1))
       tensors[f"{path}/signs2"] = quant.pack_signs(residual)
       tensors[f"{path}/scale2"] = np.asarray(quant.positive(scale2))
-  for name, value in {**params, **learned}.items():
+  for name, value in params.items():
     tensors[name] = np.asarray(value, np.float32)
+  for name, value in learned.items():  # the steps of activations, floored as the quantizers floor them
+    tensors[name] = np.asarray(quant.positive(value), np.float32)
   return tensors
 
 
@@ -155,13 +157,14 @@ def file_sizes(path):
 
 
 def _expected(model, table, image_shape):
-  """name -> (shape, dtype) of every tensor that the file must hold, from abstract shapes."""
+  """(name -> (shape, dtype) of every tensor that the file must hold, path -> kernel shape), from abstract shapes."""
   h, w, c = image_shape
   inputs = [jax.ShapeDtypeStruct((1, h, w, c), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
   inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32) if model.num_classes else None)
   shapes = jax.eval_shape(lambda *x: model.clone(rules=table).init(jax.random.key(0), *x), *inputs)
   params, learned = _flat(shapes["params"]), _flat(shapes.get("quant", {}))
   expected = {name: (tuple(leaf.shape), np.float32) for name, leaf in {**params, **learned}.items()}
+  kernels = {path: expected[f"{path}/kernel"][0] for path in table if f"{path}/kernel" in expected}
   for path, rule in table.items():
     if rule.weights == "float":
       continue
@@ -171,7 +174,7 @@ def _expected(model, table, image_shape):
       expected[f"{path}/codes"] = ((quant.packed_size(size, rule.weight_bits),), np.uint8)
     for basis in range(1, rule.bases + 1):
       expected[f"{path}/signs{basis}"] = ((quant.packed_size(size),), np.uint8)
-  return expected
+  return expected, kernels
 
 
 def _read(path):
@@ -186,7 +189,9 @@ def _read(path):
       return json.loads(metadata.get("description", "")), {name: file.get_tensor(name) for name in file.keys()}
   except FileNotFoundError:
     raise PackedError(f"{path} does not exist; --mode=export writes it") from None
-  except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+  except PackedError:
+    raise
+  except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
     raise PackedError(f"{path} is not a readable packed model: {error}") from None
 
 
@@ -208,8 +213,13 @@ def load(path):
     model = UNet(**fields)
     schedule = make_schedule(*(diffusion[f] for f in ("schedule", "num_timesteps", "beta_start", "beta_end")))
     target = diffusion["target"]
-    expected = _expected(model, table, image_shape)
-  except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    if target not in TARGETS or not schedule.num_timesteps:
+      raise ValueError(f"target {target!r}, {schedule.num_timesteps} timesteps")
+    expected, shapes = _expected(model, table, image_shape)
+    for p, row in description["layers"].items():
+      if tuple(row["shape"]) != shapes.get(p, ()):
+        raise ValueError(f"layer {p!r} has shape {row['shape']}, not {shapes.get(p, ())}")
+  except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, MemoryError) as error:
     raise PackedError(f"{path}: its description is not valid ({type(error).__name__}: {error})") from None
   if set(tensors) != set(expected):
     wrong = sorted(set(tensors) ^ set(expected))
@@ -221,9 +231,8 @@ def load(path):
     if dtype == np.float32 and not np.isfinite(tensor).all():
       raise PackedError(f"{path}: {name} holds values that are not finite")
     if name.rsplit("/", 1)[-1] in ("scale1", "scale2", "weight_step", "step", "step_a", "step_b"):
-      if (tensor < 0).any():
-        raise PackedError(f"{path}: {name} holds negative scales")
-  shapes = {p: tuple(row["shape"]) for p, row in description["layers"].items() if row["shape"]}
+      if (tensor <= 0).any():
+        raise PackedError(f"{path}: {name} holds scales that are not positive")
   variables = unpack(tensors, table, shapes)
   floats = {p: dataclasses.replace(rule, weights="float") for p, rule in table.items()}
   return PackedModel(model.clone(rules=floats), variables, schedule, target, image_shape, description)

@@ -1,0 +1,298 @@
+"""The packed file: bit-exact weights, the same predictions, exact sizes, and damage that is always a PackedError."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from binarydm_jax import quant
+from binarydm_jax.deploy import PackedError, export, load, model_cost, packed
+from binarydm_jax.deploy.cost import deployed_table
+from binarydm_jax.models.unet import EDGES, UNet
+from binarydm_jax.quant import LayerRule
+
+DIFFUSION = dict(schedule="linear", num_timesteps=200, beta_start=1e-4, beta_end=0.04, target="eps")
+SHAPE = (8, 8, 1)
+
+
+def unet(**fields):
+  return UNet(**{**dict(out_channels=1, model_channels=8, channel_mult=(1,), num_res_blocks=0, num_heads=2,
+                        norm_groups=4), **fields})
+
+
+def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, **fields):
+  """(model with its deployed rules, table, layers, variables); kernels, scales and steps are all random."""
+  teacher = unet(**fields)
+  labels = (jnp.arange(2),) if teacher.num_classes else ()
+  x, t = jnp.zeros((2, *SHAPE)), jnp.zeros(2, jnp.int32)
+  layers = quant.inspect_layers(teacher, x, t, *labels)
+  trained = quant.preset(weights, act_bits, weight_bits, EDGES, edge_bits).resolve(layers)
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(teacher.init, jax.random.key(0), x, t, *labels)["params"]
+  params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+  learned = jax.eval_shape(lambda p: quant.calibrate(teacher.clone(rules=trained), p, x, t, *labels), params)
+  learned = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.05, 0.3, leaf.shape), jnp.float32), learned)
+  table = deployed_table(trained)
+  return teacher.clone(rules=table), table, layers, {"params": params, "quant": learned}
+
+
+def write(path, made, **about):
+  model, table, layers, variables = made
+  return export(path, variables, model.clone(rules=None), table, layers, DIFFUSION, SHAPE, **about)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+RULES = [LayerRule("one_basis"), LayerRule("multi_basis"), LayerRule("evolving")]
+RULES += [LayerRule("lsq", bits) for bits in range(2, 9)]
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 5), (7, 3)], ids=["conv", "dense"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.weights}{rule.weight_bits}")
+def test_dequantized_kernels_are_what_the_quantizers_compute(rule, shape):
+  """Bit for bit, for sizes that do not fill their last byte, with zeros and a scale under the floor."""
+  rng = np.random.default_rng(0)
+  kernel = rng.standard_normal(shape).astype(np.float32)
+  kernel.reshape(-1)[:4] = (0.0, -0.0, 1.0, -1.0)
+  scales = [rng.uniform(0.05, 1, shape[-1]).astype(np.float32) for _ in range(2)]
+  scales[0][0] = scales[1][1] = -0.1  # gone below zero: the quantizers floor it
+  scales[0][2] = 1.0  # |w| = scale1: a residual of exactly zero
+  if rule.weights == "lsq":
+    learned = {"weight_step": scales[0]}
+    wanted = jax.jit(quant.lsq_weight, static_argnums=2)(kernel, scales[0], rule.weight_bits)
+  elif rule.bases == 2:
+    learned = {"scale1": scales[0], "scale2": scales[1]}
+    wanted = jax.jit(quant.multi_basis)(kernel, *scales)
+  else:
+    learned = {"scale1": scales[0], "scale2": scales[1]}  # a second scale left over from stage 1 is dropped
+    wanted = jax.jit(quant.one_basis)(kernel, scales[0])
+  variables = {"params": {"a": {"b": {"kernel": kernel, "bias": scales[1]}}}, "quant": {"a": {"b": learned}}}
+  tensors = packed.pack(variables, {"a/b": rule})
+  names = {"lsq": {"codes", "weight_step"}}.get(rule.weights, {f"{n}{i + 1}" for n in ("signs", "scale")
+                                                               for i in range(rule.bases)})
+  assert set(tensors) == {f"a/b/{name}" for name in names | {"bias"}}
+  back = packed.unpack(tensors, {"a/b": rule}, {"a/b": shape})
+  np.testing.assert_array_equal(back["params"]["a"]["b"]["kernel"], wanted)
+  np.testing.assert_array_equal(back["params"]["a"]["b"]["bias"], scales[1])
+  assert back["quant"] == {}
+
+
+def test_sign_bits_by_hand():
+  """C order, little-endian in a byte, 1 for +1: (+ - + + - - - -) is 0b00001101, then (+) is 1."""
+  kernel = np.array([1, -1, 2, 0, -3, -1, -1, -1, 1], np.float32).reshape(9, 1)
+  variables = {"params": {"a": {"kernel": kernel}}, "quant": {"a": {"scale1": np.ones(1, np.float32)}}}
+  assert packed.pack(variables, {"a": LayerRule("one_basis")})["a/signs1"].tolist() == [13, 1]
+
+
+# --- whole models -----------------------------------------------------------------------------------------------------
+
+MODELS = {
+    "baseline": dict(weights="baseline"),
+    "lmb a4": dict(weights="lmb", act_bits=4, channel_mult=(1, 1)),
+    "ebb a4 edges 8": dict(weights="ebb", act_bits=4, edge_bits=8),
+    "lsq3 a8 conditional": dict(weights="lsq", weight_bits=3, act_bits=8, num_classes=5),
+    "full precision a32": dict(weights="full_precision"),
+    "full precision a4": dict(weights="full_precision", act_bits=4),
+    "lmb conditional, scale and shift": dict(weights="lmb", num_classes=3, scale_shift=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loaded_model_predicts_what_the_student_does(name, tmp_path):
+  """Predictions within 1e-5, payload bytes exactly those that `model_cost` promises, the header counted apart."""
+  made = student(**MODELS[name])
+  model, table, layers, variables = made
+  path = tmp_path / "deep" / "model.safetensors"
+  payload, header = write(path, made, method="test", classes=["a", "b"])
+  assert payload == model_cost(layers, table, variables["params"]).packed_bytes
+  assert payload + header == path.stat().st_size
+  assert header == 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]
+  assert payload == sum(tensor.nbytes for tensor in load_file(path).values())
+
+  loaded = load(path)
+  assert loaded.image_shape == SHAPE and loaded.target == "eps"
+  np.testing.assert_allclose(loaded.schedule.betas, np.linspace(1e-4, 0.04, 200), rtol=1e-12)
+  assert loaded.description["classes"] == ["a", "b"] and loaded.model.num_classes == model.num_classes
+  x, t = jax.random.normal(jax.random.key(9), (3, *SHAPE)), jnp.array([0, 20, 199])
+  labels = jnp.array([0, 2, 1]) if model.num_classes else None
+  wanted = jax.jit(lambda v: model.apply(v, x, t, labels)[0])(variables)
+  assert float(jnp.abs(wanted).max()) > 0.1
+  got = jax.jit(lambda v: loaded.model.apply(v, x, t, labels)[0])(loaded.variables)
+  np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_a_step_that_fell_below_zero_survives_export(tmp_path):
+  """The quantizers floor a step; a file that export wrote must be readable, with the step at that floor."""
+  made = student("baseline", act_bits=4)
+  learned = jax.tree.map(lambda leaf: leaf, made[3]["quant"])
+  learned["middle"]["res"]["conv1"]["step"] = jnp.float32(-1e-3)
+  write(tmp_path / "m", (*made[:3], {"params": made[3]["params"], "quant": learned}))
+  step = load(tmp_path / "m").variables["quant"]["middle"]["res"]["conv1"]["step"]
+  assert 0 < float(step) <= 1e-6
+
+
+def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
+  made = student("baseline")
+  path = tmp_path / "m.safetensors"
+  write(path, made)
+  before = path.read_bytes()
+
+  def fails(tensors, filename, metadata):
+    filename.write_bytes(b"half a file")
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(packed, "save_file", fails)
+  with pytest.raises(OSError, match="no space"):
+    write(path, student("baseline", seed=1))
+  assert path.read_bytes() == before
+  load(path)
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+  """(path, tensors, metadata) of a good file."""
+  path = tmp_path_factory.mktemp("packed") / "good.safetensors"
+  write(path, student("lmb", act_bits=4, edge_bits=8))
+  content = path.read_bytes()
+  length = struct.unpack("<Q", content[:8])[0]
+  return path, load_file(path), json.loads(content[8 : 8 + length])["__metadata__"]
+
+
+def edited(description, *keys, value):
+  """The description's JSON with the entry at `keys` replaced."""
+  tree = json.loads(description)
+  *parents, last = keys
+  node = tree
+  for key in parents:
+    node = node[key]
+  node[last] = value
+  return json.dumps(tree)
+
+
+def refused(path, match):
+  with pytest.raises(PackedError, match=match) as caught:
+    load(path)
+  assert str(path) in str(caught.value)
+
+
+NAME = "middle/res/conv1"
+
+
+@pytest.mark.parametrize("change, match", [
+    (lambda t, m: t.pop(f"{NAME}/signs1"), f"missing or left over, the first is '{NAME}/signs1'"),
+    (lambda t, m: t.pop(f"{NAME}/bias"), f"{NAME}/bias"),
+    (lambda t, m: t.update(extra=np.zeros(1, np.float32)), "left over, the first is 'extra'"),
+    (lambda t, m: t.update({f"{NAME}/signs1": t[f"{NAME}/signs1"][:-1]}), f"{NAME}/signs1 is uint8"),
+    (lambda t, m: t.update({f"{NAME}/bias": t[f"{NAME}/bias"][None]}), f"{NAME}/bias is float32"),
+    (lambda t, m: t.update({f"{NAME}/scale1": t[f"{NAME}/scale1"].astype(np.float64)}), "is float64"),
+    (lambda t, m: t.update({f"{NAME}/scale1": t[f"{NAME}/scale1"] * np.nan}), "scale1 holds values that are not"),
+    (lambda t, m: t.update({f"{NAME}/scale2": -t[f"{NAME}/scale2"]}), "scale2 holds scales that are not positive"),
+    (lambda t, m: t.update({f"{NAME}/step": np.asarray(-t[f"{NAME}/step"])}), "step holds scales that are not positive"),
+    (lambda t, m: m.update(format="pt"), "has no format"),
+    (lambda t, m: m.pop("format"), "has no format"),
+    (lambda t, m: m.update(version="2"), "format version '2'; this program reads '1'"),
+    (lambda t, m: m.pop("description"), "not a readable packed model"),
+    (lambda t, m: m.update(description="{garbage"), "not a readable packed model"),
+    (lambda t, m: m.update(description="[1, 2]"), "description is not valid"),
+    (lambda t, m: m.update(description="null"), "description is not valid"),
+    (lambda t, m: m.update(description='{"model": {}}'), "description is not valid"),
+], ids=range(17))
+def test_damaged_content(good, tmp_path, change, match):
+  """Tensors and metadata that do not fit are refused, and the message says which file and what."""
+  tensors, metadata = dict(good[1]), dict(good[2])
+  change(tensors, metadata)
+  save_file(tensors, tmp_path / "bad.safetensors", metadata)
+  refused(tmp_path / "bad.safetensors", match)
+
+
+@pytest.mark.parametrize("keys, value", [
+    (("model", "channel_mult"), []),
+    (("model", "model_channels"), "8"),
+    (("model", "norm_groups"), 3),
+    (("model", "num_heads"), 0),
+    (("diffusion", "schedule"), "sqrt"),
+    (("diffusion", "num_timesteps"), 1e9999),
+    (("diffusion", "num_timesteps"), 0),
+    (("diffusion", "beta_end"), 7),
+    (("diffusion", "target"), "score"),
+    (("image_shape",), [8, 8]),
+    (("image_shape",), [1e9999, 8, 1]),
+    (("image_shape",), [0, 8, 1]),
+    (("layers", NAME, "weights"), "two_bases"),
+    (("layers", NAME, "shape"), [3, 3, 8, 9]),
+    (("layers", NAME, "shape"), [8, 3, 3, 8]),
+    (("layers", NAME, "shape"), None),
+    (("layers", NAME), {}),
+    (("layers",), {}),
+], ids=lambda v: "/".join(v) if isinstance(v, tuple) else str(v))
+def test_a_description_that_does_not_fit(good, tmp_path, keys, value):
+  """Whatever the JSON says is checked before it is used."""
+  metadata = dict(good[2], description=edited(good[2]["description"], *keys, value=value))
+  save_file(good[1], tmp_path / "bad.safetensors", metadata)
+  refused(tmp_path / "bad.safetensors", "bad.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5_000], ids=["nesting", "long number"])
+def test_json_that_the_parser_itself_refuses(good, tmp_path, text):
+  save_file(good[1], tmp_path / "bad.safetensors", dict(good[2], description=text))
+  refused(tmp_path / "bad.safetensors", "bad.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 500, -1])
+def test_truncated(good, tmp_path, kept):
+  bad = tmp_path / "bad.safetensors"
+  bad.write_bytes(good[0].read_bytes()[:kept])
+  refused(bad, "not a readable packed model")
+
+
+def test_files_that_are_something_else(tmp_path):
+  """Text, a directory, a foreign safetensors file, and no file at all."""
+  (tmp_path / "text").write_text("hello, I am not a model" * 10)
+  refused(tmp_path / "text", "not a readable packed model")
+  (tmp_path / "folder").mkdir()
+  refused(tmp_path / "folder", "not a readable packed model")
+  save_file({"x": np.zeros(3, np.float32)}, tmp_path / "foreign")
+  refused(tmp_path / "foreign", "has no format")
+  refused(tmp_path / "none", "does not exist; --mode=export writes it")
+
+
+def test_single_byte_mutations(good, tmp_path, monkeypatch):
+  """100 in the header, 100 in the payload: a PackedError or a model, never another exception."""
+  known, real = {}, packed._expected
+
+  def remembered(model, table, image_shape):
+    """Tracing the network takes most of the time, and most mutations leave its description as it is."""
+    key = repr((model, table, image_shape))
+    if key not in known:
+      known[key] = real(model, table, image_shape)
+    return known[key]
+
+  monkeypatch.setattr(packed, "_expected", remembered)
+  content = good[0].read_bytes()
+  header = 8 + struct.unpack("<Q", content[:8])[0]
+  rng = np.random.default_rng(0)
+  bad, outcomes = tmp_path / "bad.safetensors", []
+  for i in range(200):
+    position = int(rng.integers(header) if i % 2 else rng.integers(header, len(content)))
+    # Half of them printable: those more often get past the JSON parser.
+    new = int(rng.choice(list(b"0123456789")) if i % 4 == 1 else rng.integers(256))
+    damaged = bytearray(content)
+    damaged[position] = new
+    bad.write_bytes(damaged)
+    try:
+      load(bad)
+      outcomes.append((i % 2, "loads"))
+    except PackedError as error:
+      assert str(bad) in str(error)
+      outcomes.append((i % 2, "refused"))
+    except Exception as error:
+      pytest.fail(f"byte {position} {content[position]:#x} -> {new:#x}: {type(error).__name__}: {error}")
+  # The fuzz reaches both ends: most payloads are only other bits, most headers are broken.
+  assert outcomes.count((0, "loads")) > 50 and outcomes.count((1, "refused")) > 50

@@ -1,0 +1,94 @@
+"""Comparison of runs: means and deviations by hand, unlike protocols refused, and errors in one line."""
+
+import json
+
+import pytest
+
+from binarydm_jax import compare
+
+PROTOCOL = dict(feature_sha256="ab", num_samples=1024, sampler="ddim", steps=50, eta=0.0, clip=True, spacing="ldm")
+
+
+def run(method="binarydm", fid=0.5, loss=0.15, bits="1/4", **fields):
+  """The contents of a results.json."""
+  teacher = dict(PROTOCOL, name="teacher", bits="32/32", true_weight_bits=32.0, fid=0.3, heldout_loss=0.13,
+                 size_bytes=3 * 2**20)
+  student = dict(PROTOCOL, name="student", bits=bits, true_weight_bits=1.125, fid=fid, heldout_loss=loss,
+                 size_bytes=240 * 2**10)
+  student.update(fields)
+  return {"method": method, "models": [teacher, student]}
+
+
+def write(folder, results):
+  folder.mkdir()
+  (folder / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
+  return str(folder)
+
+
+def test_rows_by_hand():
+  """(0.50, 0.56) is 0.53 +- 0.0424 (= 0.03 sqrt 2); one seed has no deviation; the same teacher counts once."""
+  rows = compare.compare([run(fid=0.50, loss=0.140), run(fid=0.56, loss=0.150), run("baseline", 12.345)])
+  assert rows == [
+      ("teacher", "1", "32/32", "32.00", "0.3000", "0.1300", "3.00 MiB"),
+      ("binarydm", "2", "1/4", "1.12", "0.5300 ± 0.0424", "0.1450 ± 0.0071", "240 KiB"),
+      ("baseline", "1", "1/4", "1.12", "12.3", "0.1500", "240 KiB"),
+  ]
+
+
+@pytest.mark.parametrize("fids, text", [
+    ((1.0, 2.0, 3.0), "2.00 ± 1.00"), ((10.0, 14.0), "12.0 ± 2.8"), ((123.4,), "123"), ((0.12345,), "0.1235"),
+    ((None, 1.0), "-"),
+])
+def test_figures(fids, text):
+  """Three significant digits from 1 on, four decimals under it, and a dash where a distance is missing."""
+  assert compare.compare([run(fid=fid) for fid in fids])[1][4] == text
+
+
+def test_methods_and_bits_are_grouped_apart():
+  """W1A4 and W1A8 of one method are two rows."""
+  rows = compare.compare([run(bits="1/4"), run(bits="1/8"), run("lsq", bits="2/4"), run(bits="1/4", fid=0.7)])
+  assert [(row[0], row[1], row[2]) for row in rows[1:]] == [
+      ("binarydm", "2", "1/4"), ("binarydm", "1", "1/8"), ("lsq", "1", "2/4")]
+
+
+def test_two_teachers_are_averaged():
+  """Teachers of other seeds have other figures and count as seeds."""
+  other = run()
+  other["models"][0].update(fid=0.5, heldout_loss=0.15)
+  row = compare.compare([run(), other, run()])[0]
+  assert row[1] == "2" and row[4] == "0.4000 ± 0.1414"
+
+
+@pytest.mark.parametrize("field, value", [
+    ("feature_sha256", "cd"), ("num_samples", 64), ("sampler", "ddpm"), ("steps", 20), ("eta", 1.0), ("clip", False),
+    ("spacing", "leading"),
+])
+def test_unlike_protocols_are_refused(field, value):
+  with pytest.raises(ValueError, match="different protocols"):
+    compare.compare([run(), run(**{field: value})])
+
+
+def test_main_prints_a_table(tmp_path, capsys):
+  a = write(tmp_path / "a", dict(run(), reference=dict(fid=0.28, what="half against half")))
+  compare.main([a, write(tmp_path / "b", run(fid=0.7))])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("| model | seeds | bits W/A |") and set(lines[1]) <= set("|- ")
+  assert lines[3] == "| binarydm | 2 | 1/4 | 1.12 | 0.6000 ± 0.1414 | 0.1500 ± 0.0000 | 240 KiB |"
+  assert all(line.count("|") == 8 for line in lines[:4])
+  assert lines[-1] == "For scale: half against half gives 0.3."
+
+
+def test_errors_are_one_line(tmp_path):
+  """Nothing named, no results there, unlike protocols, damaged JSON: exits with a message, no traceback."""
+  good = write(tmp_path / "good", run())
+  cases = [
+      ([], "name at least one workdir"),
+      ([good, str(tmp_path / "none")], "none/results.json does not exist; run --mode=all"),
+      ([good, write(tmp_path / "other", run(steps=3))], "different protocols"),
+      ([write(tmp_path / "damaged", "{")], "error: "),
+  ]
+  for argv, message in cases:
+    with pytest.raises(SystemExit) as caught:
+      compare.main(argv)
+    text = str(caught.value.code)
+    assert message in text and text.startswith("error: ") and "\n" not in text
