@@ -38,7 +38,7 @@ def compare(results):
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
       groups.setdefault((name != "teacher", name, model["bits"]), []).append(model)
-      protocols.add((result["title"], *(str(model.get(key)) for key in PROTOCOL)))
+      protocols.add((result.get("title"), *(str(model.get(key)) for key in PROTOCOL)))
   if len(protocols) > 1:
     raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
   rows = []

@@ -5,6 +5,7 @@ info. Run again in the same workdir, each continues where it stopped.
 """
 
 import os
+import re
 import sys
 
 from absl import app, flags, logging
@@ -61,6 +62,21 @@ def run(config, workdir, mode):
   action(problem, workdir)
 
 
+def parse_flags(argv):
+  """absl's flags, with one line for a config field that does not exist or has a wrong type."""
+  given = [argument.split("=")[0].removeprefix("--config.") for argument in argv if argument.startswith("--config.")]
+  try:
+    return app.parse_flags_with_usage(argv)
+  except AttributeError as error:
+    missing = re.search(r"'(\w+)'", str(error).replace('"', ""))
+    name = next((path for path in given if missing and missing[1] in path.split(".")), missing and missing[1])
+    hint = re.search(r'Did you mean "(\w+)"', str(error))
+    sys.exit(f"error: there is no config field {name!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+             + " (configs/base.py lists all)")
+  except (TypeError, ValueError, ImportError, OSError) as error:
+    sys.exit(f"error: --config: {str(error).splitlines()[0]}")
+
+
 def main(argv):
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; options begin with --")
@@ -77,4 +93,4 @@ def main(argv):
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

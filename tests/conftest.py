@@ -1,6 +1,11 @@
-"""Shared by all tests: the flag for slow ones."""
+"""Shared by all tests: the flag for slow ones, and XLA without optimizations."""
 
-import pytest
+import os
+
+# The networks of the tests are tiny: compiling them is nearly all the time, so it is done cheaply. Before jax starts.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 
 def pytest_addoption(parser):

@@ -121,7 +121,7 @@ def _load_digits_classifier():
     )
   params = traverse_util.unflatten_dict(load_safetensors(content), sep="/")
   module = DigitsClassifier()
-  return FeatureNetwork("digits_classifier", sha256, module.dim, (8, 8, 1), module, jax.tree.map(jnp.asarray, params))
+  return FeatureNetwork("digits_classifier", sha256, module.dim, (8, 8, 1), module, params)
 
 
 _LOADERS = {"digits_classifier": _load_digits_classifier}

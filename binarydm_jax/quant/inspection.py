@@ -8,10 +8,12 @@ import jax
 
 from binarydm_jax.quant.layers import QuantConv, QuantDense, QuantMatmul
 
+KINDS = {"conv": QuantConv, "dense": QuantDense, "matmul": QuantMatmul}
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerInfo:
-  """One call of a quantizable layer at batch size 1.
+  """One quantizable layer, at batch size 1.
 
   Attributes:
     path: flax path joined by "/".
@@ -65,11 +67,12 @@ def inspect_layers(model, *inputs, **kwargs):
     if context.method_name != "__call__" or not module.path:
       return outputs
     if len(module.path) == 1:
-      sizes = [size for size in (_map_size(args), _map_size(outputs)) if size]
+      sizes = [size for size in (_map_size((args, kwargs)), _map_size(outputs)) if size]
       if sizes:
         blocks[module.path[0]] = min(sizes + [blocks.get(module.path[0], math.inf)])
-    if isinstance(module, (QuantConv, QuantDense, QuantMatmul)):
-      calls.append((module, args[0].shape[1:], outputs.shape[1:], args))
+    if isinstance(module, tuple(KINDS.values())):
+      operands = [*args, *(kwargs[name] for name in ("x", "a", "b") if name in kwargs)]
+      calls.append((module, operands, outputs.shape[1:]))
     return outputs
 
   def walk(*arrays):
@@ -78,30 +81,31 @@ def inspect_layers(model, *inputs, **kwargs):
 
   jax.eval_shape(walk, *inputs)
   network = _map_size(inputs)
-  layers = []
-  for module, input_shape, output_shape, args in calls:
+  layers = {}
+  for module, operands, output_shape in calls:
     path = "/".join(module.path)
+    input_shape = operands[0].shape[1:]
     size = blocks.get(module.path[0])
     kernel_shape = module.kernel_shape(input_shape[-1]) if not isinstance(module, QuantMatmul) else ()
     if kernel_shape:
       macs = math.prod(output_shape[:-1]) * math.prod(kernel_shape)
     else:
-      macs = module.macs(args[0].shape, args[1].shape)
-    kind = {QuantConv: "conv", QuantDense: "dense", QuantMatmul: "matmul"}[type(module)]
-    layers.append(
-        LayerInfo(
-            path,
-            kind,
-            module.path[0],
-            kernel_shape,
-            getattr(module, "use_bias", False),
-            tuple(input_shape),
-            tuple(output_shape),
-            size / network if size and network else 1.0,
-            macs,
-        )
+      macs = module.macs(operands[0].shape, operands[1].shape)
+    if path in layers:  # one layer called again: its weights count once, its work each time
+      layers[path] = dataclasses.replace(layers[path], macs=layers[path].macs + macs)
+      continue
+    layers[path] = LayerInfo(
+        path,
+        next(kind for kind, classes in KINDS.items() if isinstance(module, classes)),
+        module.path[0],
+        kernel_shape,
+        getattr(module, "use_bias", False),
+        tuple(input_shape),
+        tuple(output_shape),
+        size / network if size and network else 1.0,
+        macs,
     )
-  return layers
+  return list(layers.values())
 
 
 def resolve(rules, model, *inputs, **kwargs):

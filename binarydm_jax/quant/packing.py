@@ -10,9 +10,17 @@ def packed_size(count, bits=1):
   return -(-count * bits // 8)
 
 
+def _check_bits(bits):
+  if not 1 <= bits <= 8:
+    raise ValueError(f"{bits} bits are not supported: use 1 to 8")
+
+
 def pack_codes(codes, bits):
   """Integers in [0, 2^bits) of any shape -> uint8 [packed_size(size, bits)], in C order, the last byte zero-padded."""
   codes = np.asarray(codes)
+  _check_bits(bits)
+  if codes.dtype.kind not in "biu":
+    raise ValueError(f"codes are {codes.dtype}, not integers")
   if codes.size and (codes.min() < 0 or codes.max() >= 2**bits):
     raise ValueError(f"codes {codes.min()}..{codes.max()} do not fit {bits} bits")
   flat = codes.reshape(-1).astype(np.uint8)
@@ -22,6 +30,7 @@ def pack_codes(codes, bits):
 
 def unpack_codes(packed, bits, shape):
   """The inverse of `pack_codes`: uint8 [shape]."""
+  _check_bits(bits)
   count = math.prod(shape)
   packed = np.asarray(packed, np.uint8)
   if packed.shape != (packed_size(count, bits),):

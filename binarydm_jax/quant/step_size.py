@@ -35,15 +35,15 @@ def lsq(x, step, bits, gradient_scale=1.0):
 
 
 def codes(x, step, bits):
-  """The integers of `lsq`: round(clip(x / step, qn, qp)), in the dtype of x."""
+  """The integers of `lsq`: round(clip(x / step, qn, qp)), as float32 whatever the dtype of x."""
   qn, qp = levels(bits)
-  return jnp.round(jnp.clip(x / jnp.maximum(step, SCALE_FLOOR).astype(x.dtype), qn, qp))
+  return jnp.round(jnp.clip(x.astype(jnp.float32) / jnp.maximum(step, SCALE_FLOOR), qn, qp))
 
 
 def _forward(x, step, bits, gradient_scale):
   del gradient_scale
-  quantized = codes(x, step, bits) * jnp.maximum(step, SCALE_FLOOR).astype(x.dtype)
-  return quantized, (x, step)
+  quantized = codes(x, step, bits) * jnp.maximum(step, SCALE_FLOOR)
+  return quantized.astype(x.dtype), (x, step)
 
 
 def _backward(bits, gradient_scale, residuals, gradient):

@@ -12,7 +12,7 @@ from binarydm_jax.data import open_source
 from binarydm_jax.diffusion import Schedule, make_schedule
 from binarydm_jax.models.unet import EDGES, UNet
 from binarydm_jax.training.methods import Method, resolve_method
-from binarydm_jax.training.validation import check_config, check_model
+from binarydm_jax.training.validation import check_config, check_features, check_model, check_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,8 @@ def build(config):
       config.diffusion.schedule, config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
   )
   check_model(config.model, data.image_size)
+  check_sampling(config.sample, schedule)
+  check_features(config.evaluation, (data.image_size, data.image_size, data.channels))
   open_split = functools.partial(
       open_source,
       data.source,

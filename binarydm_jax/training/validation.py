@@ -1,7 +1,8 @@
 """Checks of a config: each raises ValueError with one line that names the field and the mend."""
 
-from binarydm_jax.diffusion import SPACINGS, TARGETS
+from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps
 from binarydm_jax.distill import PROJECTIONS
+from binarydm_jax.evaluation import features
 from binarydm_jax.quant.rules import WEIGHT_PRESETS
 
 CHOICES = {
@@ -98,6 +99,27 @@ def check_config(config):
     raise ValueError("sample.steps is 0: ddim needs a number of steps (0 means all timesteps, for ddpm)")
 
 
+def check_sampling(sample, schedule):
+  """A number of sampling steps that the schedule does not have."""
+  sampling_timesteps(schedule, sample.steps or schedule.num_timesteps, sample.spacing)
+
+
+def check_features(evaluation, image_shape):
+  """A feature network that is made for other images, or too few samples for its covariance."""
+  if evaluation.feature_network == "none":
+    return
+  network = features.load(evaluation.feature_network)
+  if network.image_shape != image_shape:
+    raise ValueError(
+        f"evaluation.feature_network {network.name!r} takes images of {network.image_shape}, and these are"
+        f" {image_shape}; set it to 'none'"
+    )
+  if evaluation.num_samples <= network.dim:
+    raise ValueError(
+        f"evaluation.num_samples {evaluation.num_samples} must be more than {network.dim}, the feature dimension"
+    )
+
+
 def check_model(model, image_size):
   """Shapes of a UNet that cannot be."""
   deepest = 2 ** (len(model.channel_mult) - 1)
@@ -119,4 +141,4 @@ def check_model(model, image_size):
     has_attention = 2**level in model.attention_resolutions or level == len(model.channel_mult) - 1
     name = "num_head_channels" if model.num_head_channels else "num_heads"
     if has_attention and channels % model[name]:
-      raise ValueError(f"model.{name} {model[name]} does not divide the {channels} channels of level {level}")
+      raise ValueError(f"model.{name} {model[name]} does not divide {channels} channels (level {level})")

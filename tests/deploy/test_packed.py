@@ -194,7 +194,7 @@ NAME = "middle/res/conv1"
     (lambda t, m: t.update({f"{NAME}/scale1": t[f"{NAME}/scale1"].astype(np.float64)}), "is float64"),
     (lambda t, m: t.update({f"{NAME}/scale1": t[f"{NAME}/scale1"] * np.nan}), "scale1 holds values that are not"),
     (lambda t, m: t.update({f"{NAME}/scale2": -t[f"{NAME}/scale2"]}), "scale2 holds scales that are not positive"),
-    (lambda t, m: t.update({f"{NAME}/step": np.asarray(-t[f"{NAME}/step"])}), "step holds scales that are not positive"),
+    (lambda t, m: t.update({f"{NAME}/step": np.asarray(-t[f"{NAME}/step"])}), "step holds scales that are not pos"),
     (lambda t, m: m.update(format="pt"), "has no format"),
     (lambda t, m: m.pop("format"), "has no format"),
     (lambda t, m: m.update(version="2"), "format version '2'; this program reads '1'"),

@@ -1,0 +1,222 @@
+"""The whole job through the command line's own functions, on a network of a few thousand weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tests import tiny
+
+from binarydm_jax import compare, main
+from binarydm_jax.deploy import load
+from binarydm_jax.deploy.packed import file_sizes
+from binarydm_jax.evaluation.sampling import to_uint8
+from binarydm_jax.networks import packed_network, trained_network
+from binarydm_jax.training import loop
+from binarydm_jax.training.checkpoint import Checkpoints
+from binarydm_jax.training.problem import build
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A finished run of the default method: (config, workdir)."""
+  config, workdir = tiny.get_config(), tmp_path_factory.mktemp("run")
+  main.run(config, str(workdir), "all")
+  return config, workdir
+
+
+def records(workdir, stage=None):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [line for line in lines if stage in (None, line["stage"])]
+
+
+def test_all_writes_what_the_design_says(run):
+  """Every artifact stands where the documentation says, and parses."""
+  _, workdir = run
+  for name in ("config.json", "metrics.jsonl", "model.safetensors", "results.json", "report.html"):
+    assert (workdir / name).stat().st_size > 0, name
+  for name in ("teacher", "student", "teacher_0000004", "student_0000004"):
+    assert (workdir / "samples" / f"{name}.png").exists(), name
+  assert list((workdir / "tensorboard" / "student").iterdir())
+  samples = np.load(workdir / "samples" / "student.npz")["arr_0"]
+  assert samples.shape == (96, 8, 8, 1) and samples.dtype == np.uint8
+  assert not list(workdir.rglob("*.tmp*"))
+
+
+def test_logs_hold_every_loss_term(run):
+  """One line at each log step of each stage, with the terms, the rate, the speed and the second-basis scale."""
+  _, workdir = run
+  assert [line["step"] for line in records(workdir, "teacher")] == [2, 4, 6]
+  assert [line["step"] for line in records(workdir, "student")] == [2, 4, 6]
+  for line in records(workdir, "student"):
+    for name in ("loss", "simple", "lrm", "second_scale", "grad_norm", "learning_rate", "images_per_second"):
+      assert np.isfinite(line[name]), name
+  assert records(workdir, "student")[-1]["learning_rate"] < records(workdir, "student")[0]["learning_rate"]
+
+
+def test_results_name_their_protocol(run):
+  """Beside each figure stand the feature network and its hash, the sampler and the sample count."""
+  _, workdir = run
+  results = json.loads((workdir / "results.json").read_text())
+  teacher, student = results["models"]
+  assert (teacher["bits"], student["bits"]) == ("32/32", "1/4")
+  for row in (teacher, student):
+    assert row["fid"] > 0 and row["heldout_loss"] > 0
+    assert row["feature_network"] == "digits_classifier" and len(row["feature_sha256"]) == 64
+    assert (row["num_samples"], row["sampler"], row["steps"]) == (96, "ddim", 4)
+  assert student["size_bytes"] < teacher["size_bytes"] / 3
+  assert 1 < student["true_weight_bits"] <= 2
+
+
+def test_payload_is_what_cost_counts(run):
+  """To the byte, the header apart."""
+  _, workdir = run
+  results = json.loads((workdir / "results.json").read_text())
+  payload, header = file_sizes(workdir / "model.safetensors")
+  assert payload == results["models"][1]["size_bytes"]
+  assert payload + header == os.path.getsize(workdir / "model.safetensors")
+
+
+def test_packed_samples_equal_the_students(run):
+  """Same seed, same float graph on the dequantized weights: 1e-4."""
+  config, workdir = run
+  problem = build(config)
+  student = trained_network(problem, workdir, "student")
+  packed = packed_network(workdir / "model.safetensors")
+  a, b = (network.draw(config.sample, 6, 3)[0] for network in (student, packed))
+  assert a.std() > 0.1
+  np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_second_run_trains_nothing_and_reports(run, capsys):
+  """Run again, the finished job prints its table; checkpoints and logs stay as they are."""
+  config, workdir = run
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.name != "config.json"}
+  before.pop(workdir / "model.safetensors")
+  main.run(config, str(workdir), "all")
+  assert "is finished" in capsys.readouterr().out
+  after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p in before}
+  assert after == before
+
+
+def test_sample_mode_reads_the_packed_file_without_data(run, tmp_path):
+  """sample.model=FILE needs neither the run's data nor its checkpoints; teacher and student come from checkpoints."""
+  config, workdir = run
+  other = tiny.get_config(**{"sample.model": str(workdir / "model.safetensors"), "data.source": "folder:/nowhere"})
+  main.run(other, str(tmp_path), "sample")
+  images = np.load(tmp_path / "samples" / "packed.npz")["arr_0"]
+  assert images.shape == (6, 8, 8, 1)
+  config = config.copy_and_resolve_references()
+  config.sample.model = "student"
+  main.run(config, str(workdir), "sample")
+  trained = np.load(workdir / "samples" / "student.npz")["arr_0"]
+  np.testing.assert_allclose(trained.astype(int), images.astype(int), atol=1)
+  assert to_uint8(np.zeros(1)).dtype == np.uint8
+
+
+def test_training_fields_are_locked_and_others_are_not(run):
+  """A changed training field is refused by name; a changed sampling field is taken."""
+  _, workdir = run
+  with pytest.raises(ValueError, match=r"student.learning_rate=0.001, and now it is 0.5.*another --workdir"):
+    main.run(tiny.get_config(**{"student.learning_rate": 0.5}), str(workdir), "binarize")
+  main.run(tiny.get_config(**{"sample.num_images": 2}), str(workdir), "info")
+  assert json.loads((workdir / "info.json").read_text())["params"] > 1000
+
+
+def test_teacher_of_another_run(run, tmp_path):
+  """teacher.checkpoint takes a run's teacher; another network, or no run, is refused by name."""
+  _, workdir = run
+  config = tiny.get_config(method="baseline", **{"teacher.checkpoint": str(workdir), "student.steps": 2})
+  main.run(config, str(tmp_path / "a"), "binarize")
+  assert not (tmp_path / "a" / "teacher").exists()
+  config.model.dropout = 0.5
+  with pytest.raises(ValueError, match="model.dropout=0.0, this run 0.5"):
+    main.run(config, str(tmp_path / "b"), "binarize")
+  config.teacher.checkpoint = str(tmp_path / "none")
+  with pytest.raises(ValueError, match="teacher.checkpoint .* has no folder 'teacher'"):
+    main.run(config, str(tmp_path / "c"), "binarize")
+
+
+def test_compare_reads_finished_runs(run, capsys):
+  """The table of several runs."""
+  _, workdir = run
+  compare.main([str(workdir)])
+  assert "| binarydm_v1 | 1 | 1/4 |" in capsys.readouterr().out
+
+
+def test_divergence_stops_with_a_message_and_keeps_the_checkpoint(tmp_path):
+  """A learning rate that makes the loss infinite: one line, and the last good checkpoint stays."""
+  config = tiny.get_config(**{"teacher.learning_rate": 1e30, "teacher.warmup_steps": 2, "teacher.clip_norm": 0.0,
+                              "teacher.steps": 12, "log.samples_every": 0, "log.every": 1, "checkpoint.every": 1})
+  with pytest.raises(loop.TrainingError, match=r"teacher: the loss or a gradient is not finite at step \d+; .* is kept"):
+    main.run(config, str(tmp_path), "pretrain")
+  assert Checkpoints(tmp_path / "teacher").latest_step() >= 1
+  with pytest.raises(loop.TrainingError, match="holds no finished teacher"):
+    main.run(config, str(tmp_path), "binarize")
+
+
+def test_the_host_waits_at_log_steps_only(tmp_path, monkeypatch):
+  """Between log steps nothing is read back from the device."""
+  calls, real = [], jax.device_get
+  monkeypatch.setattr(loop.jax, "device_get", lambda x: calls.append(1) or real(x))
+  main.run(tiny.get_config(**{"log.every": 3, "checkpoint.every": 3, "log.samples_every": 0}), str(tmp_path), "pretrain")
+  assert len(calls) == 2
+
+
+CHILD = """
+import sys
+from binarydm_jax import main
+from tests import tiny
+main.set_up_jax()
+main.run(tiny.get_config(**{"student.steps": 40, "log.samples_every": 0}), sys.argv[1], sys.argv[2])
+"""
+
+
+def start(workdir, mode):
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  return subprocess.Popen([sys.executable, "-c", CHILD, str(workdir), mode], cwd=ROOT, env=environment,
+                          stderr=subprocess.DEVNULL)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+  """SIGKILL in the middle of the student's training: parameters, scales, EMA, optimizer and every logged loss are
+  bit for bit those of a run that nobody killed."""
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  assert start(whole, "pretrain").wait() == 0
+  subprocess.run(["cp", "-r", str(whole), str(broken)], check=True)
+  assert start(whole, "binarize").wait() == 0
+  child = start(broken, "binarize")
+  deadline = time.time() + 300
+  while len(records(broken, "student")) < 5:
+    assert time.time() < deadline and child.poll() is None
+    time.sleep(0.02)
+  child.send_signal(signal.SIGKILL)
+  child.wait()
+  stopped_at = Checkpoints(broken / "student").latest_step()
+  assert 2 <= stopped_at < 40
+  assert start(broken, "binarize").wait() == 0
+  problem = build(tiny.get_config(**{"student.steps": 40}))
+  like = loop._abstract(problem, "student", loop.sharding.make_mesh())
+  a, b = (Checkpoints(folder / "student").restore(like) for folder in (whole, broken))
+  leaves = jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b))
+  assert len(leaves) > 100 and all(leaves)
+  untimed = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in records(folder, "student")]
+             for folder in (whole, broken)]
+  assert untimed[0] == untimed[1] and len(untimed[0]) == 20
+
+
+def test_load_needs_only_the_file(run):
+  """The public loader gives a model that can be called."""
+  _, workdir = run
+  packed = load(workdir / "model.safetensors")
+  x = np.zeros((2, *packed.image_shape), np.float32)
+  prediction, features = packed.model.apply(packed.variables, x, np.array([1, 2]))
+  assert prediction.shape == x.shape and len(features) == 9

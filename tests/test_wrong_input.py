@@ -1,0 +1,98 @@
+"""Wrong input gets one line that names the field and the mend, before anything is compiled."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tests import tiny
+
+from binarydm_jax import main
+
+ROOT = Path(__file__).parents[1]
+
+CASES = {
+  "attention heads": ({"model.num_heads": 3}, r"model.num_heads 3 does not divide 16 channels"),
+  "head channels": ({"model.num_head_channels": 5}, r"model.num_head_channels 5 does not divide 16 channels"),
+  "norm groups": ({"model.norm_groups": 3}, r"model.norm_groups 3 does not divide 8 channels"),
+  "down-sampling": ({"model.channel_mult": (1, 1, 1, 1, 1)}, r"data.image_size 8 is not divisible by 16"),
+  "attention factor": ({"model.attention_resolutions": (3,)}, r"model.attention_resolutions holds 3; .*\[1, 2\]"),
+  "activation bits": ({"quant.act_bits": 5}, r"act_bits 5 is not supported: use one of 32, 8, 4, 3, 2"),
+  "weight bits": ({"method": "lsq", "quant.weight_bits": 9}, r"weight_bits 9 is not supported"),
+  "one-bit lsq": ({"method": "lsq", "quant.weight_bits": 1}, r"weight_bits 1 is not supported: use 2 to 8, or one_basis"),
+  "method": ({"method": "binarydm"}, r"method 'binarydm' is not one of binarydm_v1"),
+  "weights": ({"quant.weights": "ternary"}, r"quant.weights 'ternary' is not one of"),
+  "unmatched rule": ({"quant.overrides": ("midle/*=float/32",)}, r"rule 'midle/\*' matched no layer; `--mode=info`"),
+  "malformed rule": ({"quant.overrides": ("middle/*",)}, r"rule 'middle/\*' is not PATTERN=WEIGHTS/ACT_BITS"),
+  "image size": ({"data.image_size": 16}, r"data.image_size.*8"),
+  "channels": ({"data.channels": 3}, r"data.channels.*1"),
+  "source": ({"data.source": "cifar"}, r"data.source.*'folder:PATH'"),
+  "missing folder": ({"data.source": "folder:/no/such/place"}, r"/no/such/place"),
+  "projection": ({"distill.projection": "svd"}, r"distill.projection 'svd' is not one of"),
+  "target": ({"diffusion.target": "score"}, r"diffusion.target 'score' is not one of eps, x0, v"),
+  "schedule": ({"diffusion.schedule": "quadratic"}, r"diffusion.schedule 'quadratic' is not one of"),
+  "betas": ({"diffusion.beta_start": 0.5}, r"diffusion.beta_start 0.5 and beta_end 0.02"),
+  "log steps": ({"checkpoint.every": 3}, r"checkpoint.every 3 is not a multiple of log.every 2"),
+  "batch size": ({"student.batch_size": 0}, r"student.batch_size is 0; it must be at least 1"),
+  "transition": ({"quant.transition": 1.5}, r"quant.transition is 1.5; it must lie between 0 and 1"),
+  "no teacher": ({"teacher.steps": 0}, r"teacher.steps is 0 and no teacher.checkpoint is given"),
+  "labels": ({"data.source": "FOLDER", "model.class_conditional": True}, r"model.class_conditional needs labels"),
+  "too many sampling steps": ({"sample.steps": 1000}, r"sample.steps 1000 is not in 1 .. 999"),
+  "too few samples": ({"evaluation.num_samples": 64}, r"evaluation.num_samples 64 must be more than 64"),
+  "feature network of other images": ({"data.source": "FOLDER", "data.channels": 3}, r"evaluation.feature_network"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_before_compilation(name, tmp_path, monkeypatch):
+  changes, message = CASES[name]
+  changes = dict(changes)
+  if changes.get("data.source") == "FOLDER":
+    for i in range(4):
+      Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
+    changes["data.source"] = f"folder:{tmp_path}"
+
+  def no_compilation(*args, **kwargs):
+    raise AssertionError("something was compiled before the check")
+
+  monkeypatch.setattr(jax._src.compiler, "backend_compile_and_load", no_compilation)
+  with pytest.raises(ValueError, match=message) as error:
+    main.run(tiny.get_config(**changes), str(tmp_path / "run"), "all")
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_empty_folder_and_unreadable_image(tmp_path):
+  """Both are named; an unreadable image is skipped only if asked."""
+  config = tiny.get_config(**{"data.source": f"folder:{tmp_path}", "evaluation.feature_network": "none"})
+  with pytest.raises(ValueError, match=str(tmp_path)):
+    main.run(config, str(tmp_path / "run"), "info")
+  for i in range(4):
+    Image.fromarray(np.full((9, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
+  (tmp_path / "broken.png").write_bytes(b"not an image")
+  with pytest.raises(ValueError, match=r"broken.png.*data.skip_unreadable"):
+    main.run(config, str(tmp_path / "run"), "info")
+  config.data.skip_unreadable = True
+  main.run(config, str(tmp_path / "run"), "info")
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--config.student.step=3"], "student.step"),
+    (["--mode=train"], "--mode"),
+    (["--config.student.steps=many"], "student.steps"),
+    (["--config.model.num_heads=3"], "error: model.num_heads 3 does not divide"),
+    (["extra"], "unknown argument 'extra'"),
+  ],
+)
+def test_command_line(arguments, message, tmp_path):
+  """Through the real command: status 1 or 2, the field named, no traceback."""
+  command = [sys.executable, "-m", "binarydm_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}", *arguments]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode != 0
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr

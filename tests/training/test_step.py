@@ -1,0 +1,186 @@
+"""The compiled training step: loss terms, gates without recompilation, EMA, optimizer, the non-finite flag."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tests import tiny
+
+from binarydm_jax import quant
+from binarydm_jax.training import loop, sharding
+from binarydm_jax.training.problem import build
+from binarydm_jax.training.state import create_state, make_optimizer
+from binarydm_jax.training.step import make_train_step, mean_scale, student_terms
+
+
+def teacher_params(problem):
+  """Weights that are nowhere zero, so that every layer matters."""
+  params = problem.teacher.lazy_init(jax.random.key(0), *problem.inputs())["params"]
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return tree.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+
+
+def student_run(steps, **flat):
+  """Runs the student's steps on one device with the step traced once; (problem, first state's copy, states, metrics)."""
+  problem = build(tiny.get_config(**flat))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  state, frozen = loop.prepare_student(problem, teacher_params(problem), mesh)
+  first = jax.tree.map(jnp.copy, state)
+  chex.clear_trace_counter()
+  config = problem.config
+  optimizer, rate = loop._optimizer(problem, "student")
+  terms = student_terms(
+      problem.student, problem.teacher, problem.table, problem.schedule, "eps", "l2", problem.gates_fn, problem.distil
+  )
+  traced_once = chex.assert_max_traces(terms, n=1)
+  weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
+  step = make_train_step(traced_once, weights, optimizer, rate, config.student.ema_decay, jax.random.key(5))
+  stream, metrics = loop._batches(problem, "student", mesh, 0), []
+  for _ in range(steps):
+    state, m = step(state, frozen, next(stream))
+    metrics.append(jax.device_get(m))
+  return problem, first, state, metrics
+
+
+def test_progressive_initialisation_and_lrm_in_one_compilation():
+  """binarydm_v1: rings switch on one by one, every term is logged, and the step is traced once."""
+  problem, first, state, metrics = student_run(7, method="binarydm_v1")
+  assert int(state.step) == 7
+  on = [int(problem.gates_fn(jnp.int32(i)).blocks.sum()) for i in range(7)]
+  assert on == [1, 3, 5, 7, 9, 9, 9]
+  attention = [float(problem.gates_fn(jnp.int32(i)).attention) for i in range(7)]
+  assert attention == [0] * 5 + [1] * 2
+  assert set(metrics[0]) == {"loss", "simple", "lrm", "second_scale", "grad_norm", "learning_rate"}
+  for m in metrics:
+    np.testing.assert_allclose(m["loss"], m["simple"] + 1e-4 * m["lrm"], rtol=1e-5)
+  assert not state.variables["quant"].keys() ^ first.variables["quant"].keys()
+
+
+def test_ebb_transition_removes_the_second_basis_in_one_compilation():
+  """binarydm_v5: the regularizer is there before half of the steps and gone after, with its gradient."""
+  problem, first, state, metrics = student_run(6, method="binarydm_v5", **{"student.weight_decay": 0.0})
+  assert [float(m["ebb"]) > 0 for m in metrics] == [True] * 3 + [False] * 3
+  for m in metrics:
+    np.testing.assert_allclose(m["loss"], m["simple"] + 1e-4 * m["lrm"] + 9e-2 * m["ebb"], rtol=1e-5)
+  assert float(problem.final_gates().second) == 0
+  # After the transition the student computes with one basis exactly: s2 may be anything.
+  x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 1)), jnp.array([3, 700])
+  prediction = problem.student.apply(state.variables, x, t, gates=problem.final_gates())[0]
+  spoilt = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf + 7.0 if path[-1].key == "scale2" else leaf, state.variables
+  )
+  np.testing.assert_array_equal(prediction, problem.student.apply(spoilt, x, t, gates=problem.final_gates())[0])
+
+
+def test_ebb_regularizer_by_hand():
+  """The mean over layers of mean |s2|, not the mean over channels."""
+  scales = [jnp.array([1.0, -3.0]), jnp.array([4.0])]
+  assert float(mean_scale(scales)) == 3.0
+
+
+def test_baseline_runs_no_teacher_and_has_no_gates():
+  """Without LRM, progressive initialisation and EBB nothing of them is computed."""
+  problem, _, _, metrics = student_run(1, method="baseline")
+  assert problem.gates_fn is None and not problem.distil
+  assert set(metrics[0]) == {"loss", "simple", "grad_norm", "learning_rate"}
+
+
+def test_calibration_starts_from_the_teacher_and_the_first_batch():
+  """Scales are the teacher's mean magnitudes; activation steps come from what reaches the layer."""
+  problem = build(tiny.get_config(method="baseline"))
+  params = teacher_params(problem)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  state, frozen = loop.prepare_student(problem, params, mesh)
+  conv = params["middle"]["res"]["conv1"]["kernel"]
+  learned = state.variables["quant"]["middle"]["res"]["conv1"]
+  np.testing.assert_allclose(learned["scale1"], np.abs(conv).mean((0, 1, 2)), rtol=1e-5)
+  # The embedding projection's input is silu(time embedding): float layers, so it can be computed apart.
+  batch = next(loop._batches(problem, "student", mesh, 0))
+  from binarydm_jax.models.embedding import timestep_embedding
+  from binarydm_jax.training.step import draw
+
+  _, timesteps, _ = draw(problem.schedule, "eps", batch["image"], loop.run_key(problem, loop.CALIBRATION))
+  h = timestep_embedding(timesteps, 8) @ params["time_embed_0"]["kernel"] + params["time_embed_0"]["bias"]
+  h = jax.nn.silu(jax.nn.silu(h) @ params["time_embed_1"]["kernel"] + params["time_embed_1"]["bias"])
+  step = state.variables["quant"]["middle"]["res"]["emb"]["step"]
+  np.testing.assert_allclose(step, 2 * np.abs(h).mean() / np.sqrt(7), rtol=1e-4)
+  assert frozen["projections"] == ()
+
+
+def quadratic_terms(variables, frozen, batch, key, step):
+  """A loss with gradient 2 w + batch, to follow the optimizer by hand."""
+  w = variables["params"]["kernel"]
+  return {"simple": jnp.sum(w**2) + jnp.sum(batch * w)}, {}
+
+
+def test_first_step_by_hand():
+  """AdamW's first step is lr * sign(gradient) + lr * decay * w, at the warm-up's rate; EMA decay 1/10 at n = 0."""
+  optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.5, clip_norm=0.0)
+  state = create_state({"params": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([1.0])}}, optimizer)
+  step = make_train_step(quadratic_terms, {"simple": 1.0}, optimizer, rate, 0.9999, jax.random.key(0))
+  state, metrics = step(state, {}, jnp.zeros(2))
+  new = np.array([1.0 - 0.1 * 1 - 0.1 * 0.5 * 1.0, -2.0 + 0.1 * 1 + 0.1 * 0.5 * 2.0])
+  np.testing.assert_allclose(state.variables["params"]["kernel"], new, rtol=1e-5)
+  np.testing.assert_allclose(state.ema["params"]["kernel"], 0.1 * np.array([1.0, -2.0]) + 0.9 * new, rtol=1e-5)
+  np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(4 + 16), rtol=1e-6)
+  assert float(metrics["learning_rate"]) == pytest.approx(0.1)
+
+
+def test_weight_decay_is_on_kernels_alone():
+  """With zero gradients kernels shrink; biases and scales do not move."""
+  optimizer, _ = make_optimizer(10, 0.1, 0, weight_decay=0.5, clip_norm=1.0)
+  variables = {"params": {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}, "quant": {"a": {"scale1": jnp.ones(2)}}}
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, variables), optimizer.init(variables), variables)
+  new = optax.apply_updates(variables, updates)
+  np.testing.assert_allclose(new["params"]["a"]["kernel"], 0.95, rtol=1e-6)
+  np.testing.assert_array_equal(new["params"]["a"]["bias"], 1.0)
+  np.testing.assert_array_equal(new["quant"]["a"]["scale1"], 1.0)
+
+
+def test_learning_rate_factor_of_scales():
+  """quant.learning_rate_factor multiplies the updates of `quant` and no others."""
+  variables = {"params": {"kernel": jnp.ones(2)}, "quant": {"scale1": jnp.ones(2)}}
+  gradients = jax.tree.map(jnp.ones_like, variables)
+  optimizer, _ = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0, quant_factor=0.25)
+  updates, _ = optimizer.update(gradients, optimizer.init(variables), variables)
+  np.testing.assert_allclose(updates["params"]["kernel"], -0.1, rtol=1e-5)
+  np.testing.assert_allclose(updates["quant"]["scale1"], -0.025, rtol=1e-5)
+
+
+def test_clip_norm_and_schedule():
+  """Gradients are scaled to the norm before Adam; the rate rises linearly and falls to 0 by a cosine."""
+  optimizer, rate = make_optimizer(110, 1.0, 10, weight_decay=0.0, clip_norm=1.0)
+  assert [float(rate(i)) for i in (0, 5, 10, 60, 110)] == pytest.approx([0, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
+  state = optimizer.init({"params": {"kernel": jnp.zeros(2)}})
+  _, state = optimizer.update({"params": {"kernel": jnp.array([30.0, 40.0])}}, state, {"params": {"kernel": jnp.ones(2)}})
+  first_moment = optax.tree.get(state, "mu")["params"]["kernel"]
+  np.testing.assert_allclose(first_moment, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+def test_non_finite_values_freeze_the_state():
+  """From the first NaN on nothing changes but the flag, whatever the later batches are."""
+  optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
+  state = create_state({"params": {"kernel": jnp.array([1.0, -2.0])}}, optimizer)
+  step = make_train_step(quadratic_terms, {"simple": 1.0}, optimizer, rate, 0.99, jax.random.key(0))
+  state, _ = step(state, {}, jnp.zeros(2))
+  good = jax.device_get(state)
+  for batch in (jnp.array([jnp.nan, 0.0]), jnp.zeros(2)):
+    state, _ = step(state, {}, batch)
+    assert not bool(state.ok)
+    frozen = jax.device_get(state)
+    chex.assert_trees_all_equal(frozen.replace(ok=good.ok), good)
+
+
+def test_scales_stay_positive_in_the_quantizers():
+  """However far an update throws a scale below zero, the prediction stays finite and the next gradient raises it."""
+  layer = quant.QuantDense(3, rules=quant.LayerRule("multi_basis", act_bits=4))
+  x = jax.random.normal(jax.random.key(0), (5, 4))
+  variables = layer.init(jax.random.key(1), x)
+  sunk = {"params": variables["params"], "quant": jax.tree.map(lambda s: s - 10.0, variables["quant"])}
+  target = x @ variables["params"]["kernel"]
+  gradients = jax.grad(lambda v: jnp.mean((layer.apply(v, x) - target) ** 2))(sunk)
+  assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+  assert all(bool((g <= 0).all()) for g in jax.tree.leaves(gradients["quant"]))
