@@ -68,8 +68,8 @@ def parse_flags(argv):
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as error:
-    missing = re.search(r"'(\w+)'", str(error).replace('"', ""))
-    name = next((path for path in given if missing and missing[1] in path.split(".")), missing and missing[1])
+    missing = re.search(r"\w+", str(error))[0]
+    name = next((path for path in given if missing in path.split(".")), missing)
     hint = re.search(r'Did you mean "(\w+)"', str(error))
     sys.exit(f"error: there is no config field {name!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
              + " (configs/base.py lists all)")

@@ -119,7 +119,6 @@ def build(config):
   )
   check_model(config.model, data.image_size)
   check_sampling(config.sample, schedule)
-  check_features(config.evaluation, (data.image_size, data.image_size, data.channels))
   open_split = functools.partial(
       open_source,
       data.source,
@@ -135,6 +134,7 @@ def build(config):
   if config.model.class_conditional and not train_data.num_classes:
     raise ValueError(f"model.class_conditional needs labels, and data.source {data.source!r} has none; set it to False")
   image_shape = (data.image_size, data.image_size, data.channels)
+  check_features(config.evaluation, image_shape)
   teacher = build_model(config.model, image_shape, train_data.num_classes)
   x, timesteps, labels = model_inputs(image_shape, config.model.class_conditional)
   layers = quant.inspect_layers(teacher, x, timesteps, labels)

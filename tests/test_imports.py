@@ -1,0 +1,58 @@
+"""Imports point one way: quant -> models -> {diffusion, distill} -> training -> main."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import binarydm_jax
+
+PACKAGE = Path(binarydm_jax.__file__).parent
+
+ALLOWED = {
+  "quant": {"quant"},
+  "models": {"quant", "models"},
+  "diffusion": {"diffusion"},
+  "distill": {"distill"},
+  "data": {"data"},
+  "deploy": {"quant", "models", "diffusion", "deploy"},
+  "evaluation": {"quant", "models", "diffusion", "data", "evaluation"},
+  "training": {"quant", "models", "diffusion", "distill", "data", "evaluation", "plots", "training"},
+}
+
+
+def imports(path):
+  """Parts of binarydm_jax that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module == "binarydm_jax":
+      names = [f"binarydm_jax.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [node.module or ""]
+    else:
+      continue
+    yield from (name.split(".")[1] for name in names if name.startswith("binarydm_jax."))
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_direction(part):
+  """A part imports only what stands before it."""
+  files = list((PACKAGE / part).rglob("*.py"))
+  assert files
+  for path in files:
+    assert set(imports(path)) <= ALLOWED[part], path
+
+
+def test_every_part_is_listed():
+  """A new folder must say what it may import."""
+  folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+  assert folders == set(ALLOWED)
+
+
+def test_no_pickle_and_no_tensorflow():
+  """No module loads pickles or imports TensorFlow; torch is not used at run time."""
+  for path in PACKAGE.rglob("*.py"):
+    modules = {name.split(".")[0] for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)
+               for name in (alias.name for alias in node.names)}
+    assert not modules & {"pickle", "tensorflow", "torch", "dill", "cloudpickle"}, path
