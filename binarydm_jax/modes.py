@@ -19,6 +19,7 @@ from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation import features, metrics
 from binarydm_jax.evaluation.heldout import heldout_loss
 from binarydm_jax.evaluation.sampling import to_uint8
+from binarydm_jax.files import write_atomically
 from binarydm_jax.networks import packed_network, save_samples, teacher_variables, trained_network
 from binarydm_jax.training import loop
 
@@ -33,7 +34,7 @@ def _say(*words):
 def _write(path, data):
   """Bytes or text, by a temporary name; by the first process only."""
   if jax.process_index() == 0:
-    plots.write_atomically(Path(path), data.encode() if isinstance(data, str) else data)
+    write_atomically(path, data.encode() if isinstance(data, str) else data)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def evaluate(problem, workdir):
     "teacher": ("full precision teacher", "32/32"),
     "student": (
       f"{'1-bit' if binarized else 'quantized'} student ({config.method})",
-      f"{cost_lib.table_bits(problem.table)}/{config.quant.act_bits}",
+      f"{cost_lib.nominal_bits(problem.table)}/{config.quant.act_bits}",
     ),
   }
   networks = {"teacher": trained_network(problem, workdir, "teacher"), "student": packed_network(path)}
@@ -213,13 +214,16 @@ def evaluate(problem, workdir):
 
 
 def write_report(problem, workdir):
-  """report.html, from what the evaluation left in the workdir."""
+  """report.html and samples/comparison.png, from what the evaluation left in the workdir."""
   workdir = Path(workdir)
   results = json.loads((workdir / "results.json").read_text())
   grids = {"real": read_all(problem.test_data, 64)[0]}
   for name in ("teacher", "student"):
     grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
   diagnostics = {"The packed file": results["packed"]}
+  captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
+  pictures = {captions[name]: images[:49] for name, images in grids.items()}
+  plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
   curves = plots.read_curves(workdir / "metrics.jsonl")
   report.write_report(workdir / "report.html", results, curves, grids, diagnostics)
 

@@ -1,7 +1,7 @@
 """Networks ready to be sampled: the trained teacher and student, and the student as it is shipped."""
 
 import dataclasses
-import os
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from binarydm_jax import plots
 from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation.sampling import generate, make_sampler
+from binarydm_jax.files import write_atomically
 from binarydm_jax.training import loop
 from binarydm_jax.workdir import read_config
 
@@ -74,8 +75,7 @@ def save_samples(workdir, name, images, most=64):
   if jax.process_index():
     return
   folder = Path(workdir) / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  temporary = folder / f"{name}.tmp.npz"
-  np.savez(temporary, arr_0=images)
-  os.replace(temporary, folder / f"{name}.npz")
+  buffer = io.BytesIO()
+  np.savez(buffer, arr_0=images)
+  write_atomically(folder / f"{name}.npz", buffer.getvalue())
   plots.save_png(folder / f"{name}.png", plots.image_grid(images[:most]))

@@ -5,14 +5,15 @@ import html
 import io
 import json
 import math
-import os
 import pathlib
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+from binarydm_jax.files import write_atomically
 
 MIN_TILE_WIDTH = 32  # Pixels; below it a person sees texture, not a picture.
 GAP_GREY = 128  # Between the tiles of a grid: visible beside black and beside white images.
@@ -35,18 +36,6 @@ PANELS = (
      (("teacher", "teacher", "teacher", ("learning_rate",)), ("student", "student", "student", ("learning_rate",)))),
     ("Weight of the second basis", False, (("student", "student", "student", ("second_scale",)),)),
 )
-
-
-def write_atomically(path, data):
-  """Writes bytes beside `path` and renames, so that a reader (or a killed run) never meets half a file."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-  try:
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def image_grid(images, columns=None, scale=None, pad=1):
@@ -76,6 +65,28 @@ def image_grid(images, columns=None, scale=None, pad=1):
   canvas = canvas[: canvas.shape[0] - pad, : canvas.shape[1] - pad]
   canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
   return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def side_by_side(grids, gap=24):
+  """Captioned grids in a row.
+
+  Args:
+    grids: caption -> uint8 [n, H, W, C], see `image_grid`.
+    gap: pixels between them.
+  Returns:
+    PIL image, RGB on white.
+  """
+  pictures = {caption: image_grid(images).convert("RGB") for caption, images in grids.items()}
+  font = ImageFont.load_default(size=20)
+  top = 36
+  width = sum(p.width for p in pictures.values()) + gap * (len(pictures) + 1)
+  canvas = Image.new("RGB", (width, top + max(p.height for p in pictures.values()) + gap), "white")
+  left = gap
+  for caption, picture in pictures.items():
+    ImageDraw.Draw(canvas).text((left + picture.width / 2, top / 2), caption, fill="black", font=font, anchor="mm")
+    canvas.paste(picture, (left, top))
+    left += picture.width + gap
+  return canvas
 
 
 def png_bytes(image):

@@ -13,6 +13,7 @@ import textwrap
 import numpy as np
 
 from binarydm_jax import plots
+from binarydm_jax.files import write_atomically
 
 COLUMNS = ("Model", "Bits\nW/A", "True bits\na weight", "Frechet\ndistance", "Held-out\nloss", "Size", "Times\nsmaller",
            "Operations", "Times\nfewer")
@@ -182,7 +183,7 @@ def _plain(value):
 
 def write_results(path, results):
   """Writes strict JSON (NaN and infinities as null) under a temporary name, then renames."""
-  plots.write_atomically(path, (json.dumps(_plain(results), indent=2, allow_nan=False) + "\n").encode())
+  write_atomically(path, (json.dumps(_plain(results), indent=2, allow_nan=False) + "\n").encode())
 
 
 _PAGE = string.Template("""<!doctype html>
@@ -228,7 +229,7 @@ def write_report(path, results, curves, grids, diagnostics=None):
       tiles=_tiles_html(results),
       words="".join(f"<p>{text(line)}</p>" for line in verdict(results)),
       sections="\n".join(f"<section><h2>{text(heading)}</h2>{body}</section>" for heading, body in parts if body))
-  plots.write_atomically(path, page.encode())
+  write_atomically(path, page.encode())
 
 
 def _html_row(row):

@@ -1,8 +1,9 @@
 """The workdir's config: training fields are locked by the first run, the others may change."""
 
 import json
-import os
 from pathlib import Path
+
+from binarydm_jax.files import write_atomically
 
 LOCKED = ("seed", "method", "data", "model", "diffusion", "quant", "distill", "teacher", "student")
 
@@ -72,6 +73,4 @@ def lock_config(config, workdir, write=True):
             f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"
         )
   if write:
-    temporary = path.with_name("config.json.tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, (json.dumps(new, indent=2) + "\n").encode())

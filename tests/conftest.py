@@ -1,11 +1,15 @@
 """Shared by all tests: the flag for slow ones, and XLA without optimizations."""
 
 import os
+import tempfile
 
 # The networks of the tests are tiny: compiling them is nearly all the time, so it is done cheaply. Before jax starts.
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# Tests and the processes that they start compile the same programs: once is enough.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="binarydm_jax_tests_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def pytest_addoption(parser):

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests import tiny
 
 from binarydm_jax import compare, main
 from binarydm_jax.deploy import load
@@ -21,6 +20,7 @@ from binarydm_jax.networks import packed_network, trained_network
 from binarydm_jax.training import loop
 from binarydm_jax.training.checkpoint import Checkpoints
 from binarydm_jax.training.problem import build
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 

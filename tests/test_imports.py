@@ -17,7 +17,7 @@ ALLOWED = {
   "data": {"data"},
   "deploy": {"quant", "models", "diffusion", "deploy"},
   "evaluation": {"quant", "models", "diffusion", "data", "evaluation"},
-  "training": {"quant", "models", "diffusion", "distill", "data", "evaluation", "plots", "training"},
+  "training": {"quant", "models", "diffusion", "distill", "data", "evaluation", "files", "plots", "training"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Size and operations of a model, counted from abstract shapes (BinaryDM's accounting: METHOD in ARCHITECTURE.md).
+"""Size and operations of a model, counted from abstract shapes (BinaryDM's accounting: see ARCHITECTURE.md).
 
 BOPs = multiply-accumulates x weight bits x activation bits; operations = BOPs / 64 + multiply-accumulates of the layers
 that stay in float. Attention's products of activations are counted apart.
@@ -123,6 +123,9 @@ def model_cost(layers, table, params):
   )
 
 
-def table_bits(table):
-  """The least weight bits of the quantized layers, as in "1" of W1A4; 32 if none is quantized."""
-  return min((weight_bits(rule) for rule in table.values() if rule.weights != "float" and rule.act_bits), default=32)
+def nominal_bits(table):
+  """The n of "WnAm": 1 where weights have sign bases (one or two: `true_weight_bits` tells), LSQ's bits, 32 if none.
+
+  The layers next to input and output, which may have 8 bits, do not count: the smallest number stands.
+  """
+  return min((1 if rule.bases else weight_bits(rule) for rule in table.values()), default=32)

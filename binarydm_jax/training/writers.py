@@ -1,11 +1,12 @@
 """Logs: one JSON object a line in metrics.jsonl, and TensorBoard events. Written by the first process only."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
 import tensorboardX
+
+from binarydm_jax.files import write_atomically
 
 
 def truncate_metrics(path, stage, step):
@@ -21,9 +22,7 @@ def truncate_metrics(path, stage, step):
       continue
     if record.get("stage") != stage or record["step"] <= step:
       kept.append(line + "\n")
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(kept))
-  os.replace(temporary, path)
+  write_atomically(path, "".join(kept).encode())
 
 
 class Writer:

@@ -6,7 +6,7 @@ import pytest
 
 from binarydm_jax import quant
 from binarydm_jax.deploy import model_cost
-from binarydm_jax.deploy.cost import deployed_table, table_bits, weight_bits
+from binarydm_jax.deploy.cost import deployed_table, nominal_bits, weight_bits
 from binarydm_jax.models.unet import EDGES, UNet
 from binarydm_jax.quant import LayerInfo, LayerRule
 
@@ -68,10 +68,10 @@ def test_deployed_table_drops_the_evolving_basis():
 
 @pytest.mark.parametrize("table, bits", [
     ({"a": LayerRule(), "b": LayerRule("one_basis"), "c": LayerRule("lsq", 8)}, 1),
-    ({"a": LayerRule("lsq", 3)}, 3), ({"a": LayerRule(act_bits=4)}, 32),
+    ({"a": LayerRule("lsq", 3)}, 3), ({"a": LayerRule("multi_basis")}, 1), ({"a": LayerRule(act_bits=4)}, 32),
 ])
-def test_table_bits_is_the_least(table, bits):
-  assert table_bits(table) == bits
+def test_nominal_bits_is_the_least(table, bits):
+  assert nominal_bits(table) == bits
 
 
 # --- LDM-4, LSUN-Bedrooms: figures counted independently, those of the papers beside them -----------------------------

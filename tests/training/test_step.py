@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests import tiny
 
 from binarydm_jax import quant
 from binarydm_jax.training import loop, sharding
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.state import create_state, make_optimizer
 from binarydm_jax.training.step import make_train_step, mean_scale, student_terms
+from tests import tiny
 
 
 def teacher_params(problem):
@@ -24,7 +24,7 @@ def teacher_params(problem):
 
 
 def student_run(steps, **flat):
-  """Runs the student's steps on one device with the step traced once; (problem, first state's copy, states, metrics)."""
+  """The student's steps on one device, traced once; (problem, copy of the first state, last state, metrics)."""
   problem = build(tiny.get_config(**flat))
   mesh = sharding.make_mesh(jax.devices()[:1])
   state, frozen = loop.prepare_student(problem, teacher_params(problem), mesh)
@@ -155,7 +155,8 @@ def test_clip_norm_and_schedule():
   optimizer, rate = make_optimizer(110, 1.0, 10, weight_decay=0.0, clip_norm=1.0)
   assert [float(rate(i)) for i in (0, 5, 10, 60, 110)] == pytest.approx([0, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
   state = optimizer.init({"params": {"kernel": jnp.zeros(2)}})
-  _, state = optimizer.update({"params": {"kernel": jnp.array([30.0, 40.0])}}, state, {"params": {"kernel": jnp.ones(2)}})
+  gradients = {"params": {"kernel": jnp.array([30.0, 40.0])}}
+  _, state = optimizer.update(gradients, state, {"params": {"kernel": jnp.ones(2)}})
   first_moment = optax.tree.get(state, "mu")["params"]["kernel"]
   np.testing.assert_allclose(first_moment, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
 

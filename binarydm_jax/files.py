@@ -1,0 +1,16 @@
+"""Files that are whole or not there."""
+
+import os
+import pathlib
+
+
+def write_atomically(path, data):
+  """Writes bytes beside `path` and renames, so that a reader (or a killed run) never meets half a file."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
