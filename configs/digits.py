@@ -13,15 +13,15 @@ def get_config():
           model_channels=32,
           channel_mult=(1, 2, 2),  # 8x8, 4x4, 2x2: two bases in the first two levels
           num_res_blocks=1,
-          attention_resolutions=(2,),
+          attention_resolutions=(),  # the middle block has attention
           num_heads=2,
       )
   )
   config.diffusion.update(dict(schedule="cosine"))
-  config.teacher.update(dict(steps=1000, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
-  config.student.update(dict(steps=500, batch_size=32, learning_rate=1e-3, warmup_steps=50, ema_decay=0.99))
+  config.teacher.update(dict(steps=900, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
+  config.student.update(dict(steps=450, batch_size=32, learning_rate=1e-3, warmup_steps=50, ema_decay=0.99))
   config.log.every = 50
-  config.checkpoint.every = 250
+  config.checkpoint.every = 450
   config.sample.update(dict(steps=20, batch_size=128))
   config.evaluation.update(dict(num_samples=512, feature_network="digits_classifier"))
   return config

@@ -15,7 +15,7 @@ ALLOWED = {
   "diffusion": {"diffusion"},
   "distill": {"distill"},
   "data": {"data"},
-  "deploy": {"quant", "models", "diffusion", "deploy"},
+  "deploy": {"quant", "models", "diffusion", "files", "deploy"},
   "evaluation": {"quant", "models", "diffusion", "data", "evaluation"},
   "training": {"quant", "models", "diffusion", "distill", "data", "evaluation", "files", "plots", "training"},
 }

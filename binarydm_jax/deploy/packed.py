@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import struct
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -18,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from binarydm_jax import quant
 from binarydm_jax.diffusion import TARGETS, Schedule, make_schedule
+from binarydm_jax.files import write_atomically
 from binarydm_jax.models.unet import UNet
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.quant.step_size import codes, levels
@@ -137,15 +137,8 @@ def export(path, variables, model, table, layers, diffusion, image_shape, **abou
       image_shape=list(image_shape),
       **about,
   )
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  save_file(
-      pack(variables, table),
-      temporary,
-      metadata={"format": FORMAT, "version": VERSION, "description": json.dumps(description)},
-  )
-  os.replace(temporary, path)
+  metadata = {"format": FORMAT, "version": VERSION, "description": json.dumps(description)}
+  write_atomically(path, save(pack(variables, table), metadata=metadata))
   return file_sizes(path)
 
 

@@ -1,6 +1,7 @@
 """The packed file: bit-exact weights, the same predictions, exact sizes, and damage that is always a PackedError."""
 
 import json
+import pathlib
 import struct
 
 import jax
@@ -141,14 +142,15 @@ def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
   write(path, made)
   before = path.read_bytes()
 
-  def fails(tensors, filename, metadata):
-    filename.write_bytes(b"half a file")
+  def fails(self, data):
+    with open(self, "wb") as file:
+      file.write(data[:100])
     raise OSError("no space left on device")
 
-  monkeypatch.setattr(packed, "save_file", fails)
+  monkeypatch.setattr(pathlib.Path, "write_bytes", fails)
   with pytest.raises(OSError, match="no space"):
     write(path, student("baseline", seed=1))
-  assert path.read_bytes() == before
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
   load(path)
 
 
