@@ -44,6 +44,7 @@ def run(config, workdir, mode):
     os.makedirs(workdir, exist_ok=True)
 
     def make_problem():
+      check_teacher(config)
       lock_config(config, workdir, write=False)
       return build(config)
 
@@ -86,7 +87,7 @@ def main(argv):
 
   try:
     run(_CONFIG.value, _WORKDIR.value, _MODE.value)
-  except (ValueError, TrainingError) as error:
+  except (ValueError, OSError, TrainingError) as error:
     if os.environ.get("BINARYDM_TRACEBACK"):
       raise
     sys.exit(f"error: {error}")

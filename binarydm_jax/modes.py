@@ -263,13 +263,23 @@ def _evaluated(config):
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def _finished_results(config, workdir):
+  """results.json, if it belongs to this config and everything that stands beside it is there; else None."""
+  try:
+    results = json.loads((workdir / "results.json").read_text())
+  except (OSError, json.JSONDecodeError):
+    return None
+  complete = all((workdir / name).exists() for name in (PACKED, "report.html", "samples/comparison.png"))
+  return results if complete and results.get("config_sha256") == _evaluated(config) else None
+
+
 def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
   pretrain(problem, workdir)
   binarize(problem, workdir)
-  path = Path(workdir) / "results.json"
-  if path.exists() and json.loads(path.read_text()).get("config_sha256") == _evaluated(problem.config):
+  results = _finished_results(problem.config, Path(workdir))
+  if results:
     _say(f"{workdir} is finished; this is its report")
-    _print_results(json.loads(path.read_text()), workdir)
+    _print_results(results, workdir)
   else:
     run_evaluate(problem, workdir)

@@ -49,8 +49,9 @@ def check_teacher(config):
   if not (Path(folder) / "teacher").is_dir():
     raise ValueError(f"teacher.checkpoint {folder!r} has no folder 'teacher'; give the workdir of a pretrained run")
   old, new = read_config(folder), _plain(config)
+  shared = ["data.channels", "data.image_size"] + ["data.source"] * config.model.class_conditional
   for name, theirs, ours in _differences(old, new):
-    if name.split(".")[0] in ("model", "diffusion") or name in ("data.channels", "data.image_size"):
+    if name.split(".")[0] in ("model", "diffusion") or name in shared:
       raise ValueError(f"teacher.checkpoint {folder!r} has {name}={theirs!r}, this run {ours!r}; set them alike")
 
 

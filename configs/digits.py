@@ -15,6 +15,7 @@ def get_config():
           num_res_blocks=1,
           attention_resolutions=(),  # the middle block has attention
           num_heads=2,
+          norm_groups=8,  # 32 groups of 32 channels would be one channel each: the norm would cancel the time embedding
       )
   )
   config.diffusion.update(dict(schedule="cosine"))

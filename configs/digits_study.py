@@ -13,7 +13,7 @@ from configs import digits
 
 def get_config():
   config = digits.get_config()
-  config.model.attention_resolutions = (4, 2)
+  config.model.update(dict(attention_resolutions=(4, 2), norm_groups=32))
   config.teacher.update(dict(steps=2500))
   config.student.update(dict(steps=1200, ema_decay=0.995))
   config.log.every = 100

@@ -3,7 +3,8 @@
 # Usage: launch/digits_study.sh [FOLDER] [METHOD ...]; run again, it continues where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python}
+. launch/install.sh
+install requirements.txt
 folder=${1:-runs/digits_study}
 shift || true
 methods=("${@:-baseline binarydm_v1}")

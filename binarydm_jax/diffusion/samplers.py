@@ -108,7 +108,7 @@ def ddpm(denoise_fn, keys, shape, schedule, target="eps", steps=None, clip=False
 
   Args: as in `ddim`; steps None takes all timesteps.
   """
-  timesteps, ends = sampling_timesteps(schedule, steps or schedule.num_timesteps, spacing)
+  timesteps, ends = sampling_timesteps(schedule, steps or schedule.num_timesteps, spacing if steps else "leading")
   starts = schedule.alphas_cumprod[timesteps]
   betas = 1 - starts / ends
   coefficients = dict(

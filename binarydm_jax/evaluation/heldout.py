@@ -28,7 +28,6 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
   timesteps = np.minimum((strata * schedule.num_timesteps).astype(np.int32), schedule.num_timesteps - 1)
   # The noise of draw i depends on i alone: the batch size does not matter.
   indices = np.arange(count)
-  x0 = images.astype(np.float32)[indices % len(images)] / 127.5 - 1
 
   @jax.jit
   def errors(variables, x0, labels, timesteps, indices):
@@ -42,6 +41,7 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
   total = 0.0
   for first in range(0, count, batch_size):
     part = np.arange(first, first + batch_size) % count  # the last batch wraps round and is cut: one compiled shape
-    result = errors(variables, x0[part], labels[part % len(images)], timesteps[part], indices[part])
+    x0 = images[part % len(images)].astype(np.float32) / 127.5 - 1
+    result = errors(variables, x0, labels[part % len(images)], timesteps[part], indices[part])
     total += float(np.asarray(result, np.float64)[: count - first].sum())
   return total / count

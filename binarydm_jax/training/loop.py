@@ -65,7 +65,10 @@ def _sample_grids(problem, stage, model, writer, workdir):
   config = problem.config
   if not config.log.samples_every:
     return lambda state, step: None
-  sampler = make_sampler(model, problem.schedule, config.diffusion.target, problem.image_shape, clip=True)
+  s, target = config.sample, config.diffusion.target
+  sampler = make_sampler(
+      model, problem.schedule, target, problem.image_shape, s.sampler, s.steps, s.eta, s.clip, s.spacing
+  )
   gates_fn = problem.gates_fn if stage == "student" else None
 
   def write(state, step):
@@ -82,7 +85,7 @@ def _sample_grids(problem, stage, model, writer, workdir):
 
 
 def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
-  """Trains `stage` from its newest checkpoint, or from `state`, to its last step; does nothing if it is done.
+  """Trains `stage` from its newest checkpoint, or from `state`, to its last step.
 
   Args:
     problem: Problem.
@@ -105,9 +108,6 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
   if start:
     restored = checkpoints.restore({"state": state, "projections": projections})
     state, frozen = restored["state"], {**frozen, "projections": restored["projections"]}
-  if start >= steps:
-    checkpoints.close()
-    return state
   writer = Writer(workdir, stage, start)
   write_grid = _sample_grids(problem, stage, model, writer, workdir)
   stream = _batches(problem, stage, mesh, start)
@@ -129,19 +129,29 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
       if not ok:
         raise TrainingError(
             f"{stage}: the loss or a gradient is not finite at step {int(state.step) + 1}; the checkpoint of step"
-            f" {checkpoints.latest_step() or 'none'} is kept. Lower {stage}.learning_rate or set {stage}.clip_norm"
+            f" {checkpoints.latest_step() or 'none'} is kept. Begin another --workdir with a lower"
+            f" {stage}.learning_rate"
         )
       writer.write(step, {**scalars, "images_per_second": images / seconds})
       bar.set_postfix(loss=f"{scalars['loss']:.4f}")
-      write_grid(state, step)
       if step % config.checkpoint.every == 0 or step == steps:
         checkpoints.save(step, {"state": state, "projections": projections})
+      write_grid(state, step)
       pending, since = [], time.perf_counter()
   finally:
     bar.close()
     writer.close()
     checkpoints.close()
   return state
+
+
+def is_finished(problem, stage, workdir):
+  """Whether the newest checkpoint of `stage` is its last step."""
+  checkpoints = Checkpoints(Path(workdir) / stage)
+  try:
+    return (checkpoints.latest_step() or 0) >= problem.config[stage].steps
+  finally:
+    checkpoints.close()
 
 
 def restore_ema(problem, stage, workdir, steps=None):
@@ -204,6 +214,8 @@ def _state_on_mesh(variables, optimizer, mesh):
 
 def pretrain(problem, workdir, mesh=None):
   """Trains the full-precision teacher; returns its averaged variables {"params"}."""
+  if is_finished(problem, "teacher", workdir):
+    return restore_ema(problem, "teacher", workdir)
   mesh = mesh or sharding.make_mesh()
   config = problem.config
   optimizer, learning_rate = _optimizer(problem, "teacher")
@@ -277,6 +289,8 @@ def student_train_step(problem):
 
 def binarize(problem, workdir, teacher_params, mesh=None):
   """Trains the binarized student from the teacher; returns its averaged variables {"params", "quant"}."""
+  if is_finished(problem, "student", workdir):
+    return restore_ema(problem, "student", workdir)
   mesh = mesh or sharding.make_mesh()
   teacher_params = sharding.put_replicated(teacher_params, mesh)
   state, frozen = prepare_student(problem, teacher_params, mesh)

@@ -11,6 +11,7 @@ from binarydm_jax import quant
 from binarydm_jax.data import open_source
 from binarydm_jax.diffusion import Schedule, make_schedule
 from binarydm_jax.models.unet import EDGES, UNet
+from binarydm_jax.training import sharding
 from binarydm_jax.training.methods import Method, resolve_method
 from binarydm_jax.training.validation import check_config, check_features, check_model, check_sampling
 
@@ -98,7 +99,16 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
     return None
   resolutions = {layer.block: layer.resolution for layer in layers}
   rings = quant.progressive_rings(progressive, [resolutions[name] for name in block_names])
+  # Both must have happened when training ends: what is exported was trained.
+  done = (max(rings) + 1) * fields.interval
+  if max(rings) and done >= steps:
+    raise ValueError(
+        f"quant.interval {fields.interval} lets the last ring begin at step {done}, and student.steps is {steps}:"
+        " lower the interval or train longer"
+    )
   transition = round(fields.transition * steps) if evolving else None
+  if evolving and transition >= steps:
+    raise ValueError(f"quant.transition {fields.transition} keeps the second basis to the last step; set it below 1")
   return functools.partial(quant.gates_at, rings=rings, interval=fields.interval, transition=transition)
 
 
@@ -110,6 +120,8 @@ def build(config):
   """
   check_config(config)
   data = config.data
+  for stage in ("teacher", "student"):
+    sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, sharding.make_mesh())
   method = resolve_method(
       config.method, config.quant.weights, config.distill.projection, config.quant.progressive
   )
@@ -134,7 +146,7 @@ def build(config):
   if config.model.class_conditional and not train_data.num_classes:
     raise ValueError(f"model.class_conditional needs labels, and data.source {data.source!r} has none; set it to False")
   image_shape = (data.image_size, data.image_size, data.channels)
-  check_features(config.evaluation, image_shape)
+  check_features(config.evaluation, image_shape, len(train_data))
   teacher = build_model(config.model, image_shape, train_data.num_classes)
   x, timesteps, labels = model_inputs(image_shape, config.model.class_conditional)
   layers = quant.inspect_layers(teacher, x, timesteps, labels)

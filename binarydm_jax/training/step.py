@@ -31,17 +31,15 @@ def prediction_loss(name, prediction, target):
 
 
 def second_scales(quant, table):
-  """The second-basis scales of evolving layers and of all two-basis layers: two lists of [cout]."""
-  evolving, every = [], []
+  """The second-basis scales of evolving layers and of those that keep both bases: two lists of [cout]."""
+  evolving, kept = [], []
   for path, rule in table.items():
     if rule.bases == 2:
       leaf = quant
       for name in path.split("/"):
         leaf = leaf[name]
-      every.append(leaf["scale2"])
-      if rule.weights == "evolving":
-        evolving.append(leaf["scale2"])
-  return evolving, every
+      (evolving if rule.weights == "evolving" else kept).append(leaf["scale2"])
+  return evolving, kept
 
 
 def mean_scale(scales):
@@ -88,12 +86,13 @@ def student_terms(model, teacher, table, schedule, target, loss, gates_fn, disti
       _, targets = teacher.apply({"params": frozen["teacher"]}, x_t, timesteps, labels)
       values["lrm"] = lrm_loss(features, jax.lax.stop_gradient(targets), frozen["projections"])
     metrics = {}
-    evolving, every = second_scales(variables.get("quant", {}), table)
+    evolving, kept = second_scales(variables.get("quant", {}), table)
     if evolving:
       # After the transition the second basis is gone and nothing is left to shrink.
       values["ebb"] = mean_scale(evolving) * gates.second
-    if every:
-      metrics["second_scale"] = mean_scale(every)
+    if evolving or kept:
+      alive = [scale * gates.second for scale in evolving] + kept
+      metrics["second_scale"] = mean_scale(alive)
     return values, metrics
 
   return terms

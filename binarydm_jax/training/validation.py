@@ -87,6 +87,8 @@ def check_config(config):
   for stage in ("teacher", "student"):
     if not config[stage].learning_rate > 0:
       raise ValueError(f"{stage}.learning_rate is {config[stage].learning_rate}; it must be above 0")
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f"seed is {config.seed}; it must lie in 0 .. 2**32 - 1")
   if not config.teacher.steps and not config.teacher.checkpoint:
     raise ValueError("teacher.steps is 0 and no teacher.checkpoint is given; set one of them")
   for path in ("log.samples_every", "checkpoint.every"):
@@ -101,11 +103,13 @@ def check_config(config):
 
 def check_sampling(sample, schedule):
   """A number of sampling steps that the schedule does not have."""
-  sampling_timesteps(schedule, sample.steps or schedule.num_timesteps, sample.spacing)
+  if sample.sampler == "ddpm" and not sample.steps:
+    return
+  sampling_timesteps(schedule, sample.steps, sample.spacing)
 
 
-def check_features(evaluation, image_shape):
-  """A feature network that is made for other images, or too few samples for its covariance."""
+def check_features(evaluation, image_shape, num_train):
+  """A feature network that is made for other images, or too few samples or real images for its covariance."""
   if evaluation.feature_network == "none":
     return
   network = features.load(evaluation.feature_network)
@@ -117,6 +121,11 @@ def check_features(evaluation, image_shape):
   if evaluation.num_samples <= network.dim:
     raise ValueError(
         f"evaluation.num_samples {evaluation.num_samples} must be more than {network.dim}, the feature dimension"
+    )
+  if num_train // 2 <= network.dim:
+    raise ValueError(
+        f"data.source has {num_train} training images; evaluation.feature_network {network.name!r} needs more than"
+        f" {2 * network.dim + 1}: set it to 'none'"
     )
 
 
