@@ -104,7 +104,8 @@ def test_distance_orders_images_sensibly(network, digits):
   def distance(other):
     return frechet_distance(reference, moments(network.extract(other)))
 
-  halves = frechet_distance(moments(network.extract(images[:750])), moments(network.extract(images[750:])))
+  # Every other image: the data are in the order of their writers, whose hands differ.
+  halves = frechet_distance(moments(network.extract(images[::2])), moments(network.extract(images[1::2])))
   test = distance(digits[1][0])
   gaussian_images = distance(to_uint8(rng.normal(127.5, 64.0, images.shape)))
   direction = rng.normal(size=images.shape)
