@@ -1,5 +1,6 @@
-"""Networks, one definition for teacher (`rules=None`) and student (`rules=table`)."""
+"""Networks, one definition for teacher (`rules=None`) and student (`rules=table`), and the frozen first stages."""
 
+from binarydm_jax.models.autoencoder import Autoencoder, posterior_sample
 from binarydm_jax.models.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["Autoencoder", "UNet", "posterior_sample"]

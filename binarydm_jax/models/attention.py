@@ -1,4 +1,4 @@
-"""Self-attention over the pixels of a feature map, as in ADM and latent diffusion."""
+"""Attention: the product of quantized queries, keys and values, and self-attention over the pixels of a feature map."""
 
 from typing import Any
 
@@ -9,32 +9,45 @@ import jax.numpy as jnp
 from binarydm_jax.quant import QuantDense, QuantMatmul
 
 
+def attend(q, k, v, rules, gate):
+  """softmax(q k^T / sqrt(d)) v, called inside a module, which then owns the two products "qk" and "av".
+
+  q and k are each multiplied by d^(-1/4) before their product, which is more stable than dividing after it.
+
+  Args:
+    q: [batch, n, heads, d]; k, v: [batch, m, heads, d].
+    rules, gate: as in `quant.QuantMatmul`.
+  Returns:
+    [batch, n, heads * d].
+  """
+  scale = q.shape[-1] ** -0.25
+  logits = QuantMatmul("bqhd,bkhd->bhqk", rules=rules, name="qk")(q * scale, k * scale, gate)
+  # The softmax in float32 whatever the compute type.
+  weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
+  h = QuantMatmul("bhqk,bkhd->bqhd", rules=rules, name="av")(weights, v, gate)
+  return h.reshape(*h.shape[:2], -1)
+
+
 class SelfAttention(nn.Module):
   """x + proj(attention(norm(x))), [batch, h, w, c] -> the same.
 
-  The qkv projection's output channels are [head, (q, k, v), channel], the order of the released checkpoints. q and k
-  are each multiplied by head_channels^(-1/4) before their product, which is more stable than dividing after it.
+  The qkv projection's output channels are [head, (q, k, v), channel], the order of the released checkpoints.
   """
 
   num_heads: int
   norm_groups: int = 32
+  norm_epsilon: float = 1e-5
   rules: Any = None
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x, gate=None):
     batch, height, width, channels = x.shape
-    head_channels = channels // self.num_heads
-    h = nn.GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+    h = nn.GroupNorm(self.norm_groups, epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")(x)
     h = h.reshape(batch, height * width, channels)
     qkv = QuantDense(3 * channels, rules=self.rules, dtype=self.dtype, name="qkv")(h, gate)
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, self.num_heads, 3, head_channels), 3, 0)
-    scale = head_channels**-0.25
-    logits = QuantMatmul("bqhd,bkhd->bhqk", rules=self.rules, name="qk")(q * scale, k * scale, gate)
-    # The softmax in float32 whatever the compute type.
-    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
-    h = QuantMatmul("bhqk,bkhd->bqhd", rules=self.rules, name="av")(weights, v, gate)
-    h = h.reshape(batch, height, width, channels)
+    heads = qkv.reshape(batch, height * width, self.num_heads, 3, channels // self.num_heads)
+    h = attend(*jnp.moveaxis(heads, 3, 0), self.rules, gate).reshape(x.shape)
     project = QuantDense(
         channels, rules=self.rules, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="proj"
     )

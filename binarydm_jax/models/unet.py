@@ -1,4 +1,4 @@
-"""The U-Net of ADM (Dhariwal & Nichol 2021) and latent diffusion (Rombach et al. 2022), layer by layer.
+"""The U-Net of ADM (Dhariwal & Nichol 2021), latent diffusion (Rombach et al. 2022) and DDPM (Ho et al. 2020).
 
 Blocks are the timestep-embedding modules of the released code: each encoder block (the first convolution and the
 down-samplers are blocks of their own), the middle, each decoder block with its up-sampler; 25 for LDM-4.
@@ -10,88 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from binarydm_jax.models.attention import SelfAttention
+from binarydm_jax.models.blocks import LAYOUTS, ONE_PIXEL, Block
 from binarydm_jax.models.embedding import timestep_embedding
 from binarydm_jax.quant import QuantConv, QuantDense
 
-ONE_PIXEL = ((1, 1), (1, 1))  # PyTorch's padding=1, also at stride 2, where "SAME" would pad one side only.
-
 # The layers next to input and output and the time embedding, which are never binarized.
 EDGES = ("input_0/conv", "out_conv", "time_embed_*")
-
-
-class ResBlock(nn.Module):
-  """norm, SiLU, conv, + embedding (or scale and shift), norm, SiLU, dropout, zero conv; + skip."""
-
-  channels: int
-  scale_shift: bool = False
-  dropout: float = 0.0
-  norm_groups: int = 32
-  rules: Any = None
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x, embedding, gate=None, train=False):
-    def norm(name):
-      return nn.GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name)
-
-    h = jax.nn.silu(norm("norm1")(x))
-    h = QuantConv(self.channels, padding=ONE_PIXEL, rules=self.rules, dtype=self.dtype, name="conv1")(h, gate)
-    width = 2 * self.channels if self.scale_shift else self.channels
-    e = QuantDense(width, rules=self.rules, dtype=self.dtype, name="emb")(jax.nn.silu(embedding), gate)[:, None, None]
-    if self.scale_shift:
-      scale, shift = jnp.split(e, 2, axis=-1)
-      h = norm("norm2")(h) * (1 + scale) + shift
-    else:
-      h = norm("norm2")(h + e)
-    h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h))
-    h = QuantConv(
-        self.channels,
-        padding=ONE_PIXEL,
-        rules=self.rules,
-        dtype=self.dtype,
-        kernel_init=nn.initializers.zeros_init(),
-        name="conv2",
-    )(h, gate)
-    if x.shape[-1] != self.channels:
-      x = QuantConv(self.channels, (1, 1), rules=self.rules, dtype=self.dtype, name="skip")(x, gate)
-    return x + h
-
-
-class Block(nn.Module):
-  """One timestep-embedding module: what of first conv, residual block, attention, down- and up-sampler it has."""
-
-  channels: int
-  conv: bool = False
-  res: int = 0
-  attention: bool = False
-  down: bool = False
-  up: bool = False
-  num_heads: int = 1
-  scale_shift: bool = False
-  dropout: float = 0.0
-  norm_groups: int = 32
-  rules: Any = None
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x, embedding, gate=None, train=False):
-    common = dict(rules=self.rules, dtype=self.dtype)
-    if self.conv:
-      x = QuantConv(self.channels, padding=ONE_PIXEL, name="conv", **common)(x, gate)
-    for i in range(self.res):
-      res = ResBlock(
-          self.channels, self.scale_shift, self.dropout, self.norm_groups, name=f"res{i or ''}", **common
-      )
-      x = res(x, embedding, gate, train)
-      if self.attention and i == 0:  # in the middle block: residual, attention, residual
-        x = SelfAttention(self.num_heads, self.norm_groups, name="attn", **common)(x, gate)
-    if self.down:
-      x = QuantConv(self.channels, strides=2, padding=ONE_PIXEL, name="down", **common)(x, gate)
-    if self.up:
-      x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-      x = QuantConv(self.channels, padding=ONE_PIXEL, name="up", **common)(x, gate)
-    return x
 
 
 class UNet(nn.Module):
@@ -107,10 +31,17 @@ class UNet(nn.Module):
     num_head_channels: channels a head; 0 takes `num_heads`.
     scale_shift: the embedding scales and shifts the second norm (ADM) instead of being added.
     dropout: rate in the residual blocks.
+    resblock_updown: residual blocks change the resolution, instead of convolutions.
     num_classes: labels of a class-conditional model; 0 for an unconditional one.
+    null_class: one label more, number `num_classes`, stands for "no class" (classifier-free guidance).
+    context_dim: 0, or width of the context to which SpatialTransformers attend; labels are then embedded as a context
+      of one token (latent diffusion's class embedder) instead of being added to the time embedding.
+    transformer_depth: blocks of a SpatialTransformer.
     norm_groups: of every group norm.
+    layout: "ldm" or "ddpm", see `blocks.LAYOUTS`.
     rules: None (full precision: the teacher) or the table of `quant.resolve` (the student).
     dtype: compute type; parameters, norms' statistics and scales stay float32.
+    remat: computes each block again for its gradient instead of keeping what it holds (less memory, more time).
   """
 
   out_channels: int
@@ -122,10 +53,16 @@ class UNet(nn.Module):
   num_head_channels: int = 0
   scale_shift: bool = False
   dropout: float = 0.0
+  resblock_updown: bool = False
   num_classes: int = 0
+  null_class: bool = False
+  context_dim: int = 0
+  transformer_depth: int = 1
   norm_groups: int = 32
+  layout: str = "ldm"
   rules: Any = None
   dtype: Any = None
+  remat: bool = False
 
   def block_specs(self):
     """[(name, keyword arguments of its Block)], in block order."""
@@ -157,48 +94,73 @@ class UNet(nn.Module):
   def _heads(self, channels):
     return channels // self.num_head_channels if self.num_head_channels else self.num_heads
 
+  def _embed(self, timesteps, labels, context):
+    """(time embedding [batch, 4 model_channels], context [batch, m, context_dim] or None)."""
+    common = dict(rules=self.rules, dtype=self.dtype)
+    width = 4 * self.model_channels
+    embedding = timestep_embedding(timesteps, self.model_channels, LAYOUTS[self.layout].sines_first)
+    embedding = QuantDense(width, name="time_embed_0", **common)(embedding)
+    embedding = QuantDense(width, name="time_embed_1", **common)(jax.nn.silu(embedding))
+    if self.num_classes:
+      if labels is None:
+        raise ValueError("a class-conditional UNet (num_classes > 0) needs labels [batch]")
+      rows = self.num_classes + self.null_class
+      label = nn.Embed(rows, self.context_dim or width, name="label_embed")(labels)
+      if self.context_dim:
+        context = label[:, None]
+      else:
+        embedding = embedding + label
+    if self.context_dim and context is None:
+      raise ValueError("a UNet with context_dim > 0 and without classes needs a context [batch, m, context_dim]")
+    return embedding, context
+
   @nn.compact
-  def __call__(self, x, timesteps, labels=None, gates=None, train=False):
+  def __call__(self, x, timesteps, labels=None, gates=None, train=False, context=None):
     """Prediction and block features.
 
     Args:
       x: float [batch, h, w, c]; h and w divisible by 2 ** (levels - 1).
       timesteps: integer or float [batch], in 0 .. num_timesteps - 1.
-      labels: int [batch] if `num_classes`, else None.
+      labels: int [batch] if `num_classes`, else None; `num_classes` itself is the null class, if there is one.
       gates: `quant.Gates`, or None: everything quantized, second bases alive.
       train: turns dropout on (an rng "dropout" is then needed).
+      context: float [batch, m, context_dim], if there is a context_dim and no classes.
     Returns:
       prediction [batch, h, w, out_channels], float32; features, the tuple of block outputs named by `block_names`.
     """
-    common = dict(rules=self.rules, dtype=self.dtype)
-    embedding = timestep_embedding(timesteps, self.model_channels)
-    embedding = QuantDense(4 * self.model_channels, name="time_embed_0", **common)(embedding)
-    embedding = QuantDense(4 * self.model_channels, name="time_embed_1", **common)(jax.nn.silu(embedding))
-    if self.num_classes:
-      if labels is None:
-        raise ValueError("a class-conditional UNet (num_classes > 0) needs labels [batch]")
-      embedding = embedding + nn.Embed(self.num_classes, 4 * self.model_channels, name="label_embed")(labels)
+    common = dict(norm_groups=self.norm_groups, layout=self.layout, rules=self.rules, dtype=self.dtype)
+    embedding, context = self._embed(timesteps, labels, context)
+    # `train` (argument 5, the module being 0) must stay a Python value.
+    block_class = nn.remat(Block, static_argnums=(5,)) if self.remat else Block
 
     h = x if self.dtype is None else x.astype(self.dtype)
     features, skips = [], []
     for i, (name, spec) in enumerate(self.block_specs()):
-      block = Block(
+      block = block_class(
           **spec,
+          resblock_updown=self.resblock_updown,
           num_heads=self._heads(spec["channels"]),
+          context_dim=self.context_dim,
+          transformer_depth=self.transformer_depth,
           scale_shift=self.scale_shift,
           dropout=self.dropout,
-          norm_groups=self.norm_groups,
           name=name,
           **common,
       )
       if name.startswith("output"):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-      h = block(h, embedding, None if gates is None else gates.layer(i), train)
+      h = block(h, embedding, context, None if gates is None else gates.layer(i), train)
       if name.startswith("input"):
         skips.append(h)
       features.append(h)
-    h = jax.nn.silu(nn.GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name="out_norm")(h))
+    epsilon = LAYOUTS[self.layout].norm_epsilon
+    h = jax.nn.silu(nn.GroupNorm(self.norm_groups, epsilon=epsilon, dtype=self.dtype, name="out_norm")(h))
     h = QuantConv(
-        self.out_channels, padding=ONE_PIXEL, kernel_init=nn.initializers.zeros_init(), name="out_conv", **common
+        self.out_channels,
+        padding=ONE_PIXEL,
+        rules=self.rules,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.zeros_init(),
+        name="out_conv",
     )(h)
     return h.astype(jnp.float32), tuple(features)
