@@ -91,7 +91,13 @@ class UNet(nn.Module):
     """Names of the features that the model returns, in order."""
     return tuple(name for name, _ in self.block_specs())
 
-  def _heads(self, channels):
+  def abstract_inputs(self, shape, batch=1):
+    """(x, timesteps, labels or None) without values, for images of `shape` (h, w, c)."""
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32) if self.num_classes else None
+    return jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32), labels
+
+  def heads(self, channels):
+    """Attention heads at a width."""
     return channels // self.num_head_channels if self.num_head_channels else self.num_heads
 
   def _embed(self, timesteps, labels, context):
@@ -139,7 +145,7 @@ class UNet(nn.Module):
       block = block_class(
           **spec,
           resblock_updown=self.resblock_updown,
-          num_heads=self._heads(spec["channels"]),
+          num_heads=self.heads(spec["channels"]),
           context_dim=self.context_dim,
           transformer_depth=self.transformer_depth,
           scale_shift=self.scale_shift,

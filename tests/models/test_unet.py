@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 
 from binarydm_jax.models import UNet
 from binarydm_jax.models.attention import SelfAttention
-from binarydm_jax.models.embedding import timestep_embedding
 from binarydm_jax.models.blocks import Block, ResBlock
+from binarydm_jax.models.embedding import timestep_embedding
 from binarydm_jax.models.unet import EDGES
 from binarydm_jax.quant import calibrate, gates_at, preset, progressive_rings, resolve
 

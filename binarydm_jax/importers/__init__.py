@@ -1,0 +1,16 @@
+"""Published PyTorch checkpoints -> parameter trees. torch is needed only here, and only for files that are not
+safetensors; pickled code is refused, never run."""
+
+from binarydm_jax.importers.load import load_autoencoder, load_unet
+from binarydm_jax.importers.mapping import CheckpointError, convert, restore
+from binarydm_jax.importers.names import autoencoder_entries, unet_entries
+
+__all__ = [
+  "CheckpointError",
+  "autoencoder_entries",
+  "convert",
+  "load_autoencoder",
+  "load_unet",
+  "restore",
+  "unet_entries",
+]

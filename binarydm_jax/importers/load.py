@@ -1,0 +1,178 @@
+"""Published files and folders -> parameters: finds the weights, tells the layout, takes the part that is asked for."""
+
+import json
+import re
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from binarydm_jax.importers.diffusers_config import check_autoencoder_config, check_unet_config
+from binarydm_jax.importers.mapping import CheckpointError, convert
+from binarydm_jax.importers.names import autoencoder_entries, unet_entries
+from binarydm_jax.importers.torch_file import read_torch
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# Buffers of latent diffusion's noise schedule, which our config states.
+SCHEDULE = re.compile(
+    r"(log_one_minus_|sqrt_|sqrt_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|betas|logvar|lvlb_weights"
+    r"|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|scale_factor|model_ema\.(decay|num_updates)"
+)
+UNET, EMA, FIRST_STAGE, CLASS_EMBEDDER = (
+    "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.embedding.weight"
+)
+
+
+def _find(path, folders):
+  """(weights file, diffusers' config or None) at `path`: a file, a folder of one network, or of a whole pipeline."""
+  path = Path(path).expanduser()
+  if not path.exists():
+    raise CheckpointError(f"{path} does not exist")
+  if path.is_file():
+    return path, None
+  for folder in (path, *(path / name for name in folders)):
+    for name in WEIGHTS:
+      if (folder / name).is_file():
+        try:
+          return folder / name, json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError):
+          raise CheckpointError(f"{folder} has no readable config.json beside {name}") from None
+  raise CheckpointError(f"{path} holds no {WEIGHTS[0]}, neither itself nor in {' or '.join(folders)}/")
+
+
+def _read(path):
+  """name -> numpy array or torch tensor."""
+  if path.suffix == ".safetensors":
+    try:
+      with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+      raise CheckpointError(f"{path} is not a readable checkpoint ({error})") from None
+  content = read_torch(path)
+  if isinstance(content, (list, tuple)) and content and isinstance(content[0], dict):
+    # The DDIM authors' list: model, optimizer, epoch, step, averaged weights.
+    averaged = content[4] if len(content) > 4 and isinstance(content[4], dict) else {}
+    content = {**content[0], **{_bare(name): value for name, value in averaged.items()}} if averaged else content[0]
+    content = {_bare(name): value for name, value in content.items()}
+  elif isinstance(content, dict):
+    content = content.get("state_dict", content)
+  if not isinstance(content, dict) or not all(hasattr(value, "shape") for value in content.values()):
+    raise CheckpointError(f"{path} holds no state dict: a dictionary of tensors is needed")
+  return content
+
+
+def _bare(name):
+  return name.removeprefix("module.")
+
+
+def _numpy(tensors):
+  return {name: t if isinstance(t, np.ndarray) else t.detach().float().numpy() for name, t in tensors.items()}
+
+
+def _with_prefix(tensors, prefix):
+  return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _averaged(raw, ema, path):
+  """The EMA weights under the names of the raw ones; Lightning's averages are named without dots."""
+  dotless = {name: f"{'diffusion_model.' + name}".replace(".", "") for name in raw}
+  if set(dotless.values()) != set(ema):
+    wrong = sorted(set(dotless.values()) ^ set(ema))
+    raise CheckpointError(f"{path}: {len(wrong)} averaged weights do not belong to the raw ones, such as {wrong[0]}")
+  return {name: ema[key] for name, key in dotless.items()}
+
+
+def _unet_part(tensors, path):
+  """(layout, the U-Net's tensors by names relative to it) of all that a file holds."""
+  if any(name.startswith(UNET) for name in tensors):
+    rest = {n: t for n, t in tensors.items() if not SCHEDULE.fullmatch(n) and not n.startswith(FIRST_STAGE)}
+    raw, ema = _with_prefix(rest, UNET), _with_prefix(rest, EMA)
+    known = (UNET, EMA)
+    part = _averaged(raw, ema, path) if ema else raw
+    # What belongs to neither stays, and is listed as left over.
+    part |= {name: t for name, t in rest.items() if not name.startswith(known)}
+    if CLASS_EMBEDDER in part:
+      part["class_embedder.weight"] = part.pop(CLASS_EMBEDDER)
+    return "compvis", part
+  if "input_blocks.0.0.weight" in tensors:
+    return "compvis", tensors
+  if "temb.dense.0.weight" in tensors:
+    return "ddpm", tensors
+  if "time_embedding.linear_1.weight" in tensors:
+    return "diffusers", _renamed(tensors)
+  raise CheckpointError(
+      f"{path} holds no U-Net of a known layout (latent diffusion, DDPM, diffusers); its first tensor is"
+      f" {next(iter(tensors), 'none')!r}"
+  )
+
+
+def _renamed(tensors):
+  """Attention of older diffusers files under its present names."""
+  names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+  pattern = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+  return {pattern.sub(lambda m: f"{m[1]}.{names[m[2]]}.", name): value for name, value in tensors.items()}
+
+
+def _first_stage_part(tensors, path):
+  """(layout, tensors) of a first stage, from its own file or from a whole latent diffusion model's."""
+  part = _with_prefix(tensors, FIRST_STAGE) or tensors
+  # The discriminator and the perceptual loss that it was trained with.
+  part = {name: t for name, t in part.items() if not name.startswith("loss.")}
+  if "encoder.conv_in.weight" not in part:
+    raise CheckpointError(f"{path} holds no first stage (no tensor encoder.conv_in.weight)")
+  return ("diffusers", _renamed(part)) if any(".resnets." in name for name in part) else ("compvis", part)
+
+
+def _shapes(model, *inputs, **kwargs):
+  tree = jax.eval_shape(lambda x, kw: model.init(jax.random.key(0), *x, **kw), inputs, kwargs)["params"]
+  return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def load_unet(path, model):
+  """Parameters of a published U-Net; averaged (EMA) weights where the file has them.
+
+  Args:
+    path: a CompVis or DDPM .ckpt, a .safetensors file, a diffusers folder of a network or of a pipeline.
+    model: the UNet that they are for, with rules None; it takes as many channels as it gives.
+  Returns:
+    {"params" tree} as nested dicts of float32 numpy arrays.
+  Raises:
+    CheckpointError: unreadable file, pickled code, another architecture; every wrong tensor is named.
+  """
+  file, config = _find(path, ("unet",))
+  layout, tensors = _unet_part(_read(file), file)
+  if config:
+    check_unet_config(config, model, file)
+  side = 2 ** len(model.channel_mult)
+  context = {}
+  if model.context_dim and not model.num_classes:
+    context["context"] = jax.ShapeDtypeStruct((1, 1, model.context_dim), jnp.float32)
+  shapes = _shapes(model, *model.abstract_inputs((side, side, model.out_channels)), **context)
+  return convert(_numpy(tensors), unet_entries(model, shapes, layout), shapes, file)
+
+
+def load_autoencoder(path, model):
+  """Parameters of a published first stage, and its scale factor.
+
+  Args:
+    path: a CompVis .ckpt (of the first stage, or of the latent diffusion model that holds it), a .safetensors file, a
+      diffusers folder.
+    model: the Autoencoder that they are for.
+  Returns:
+    (tree of float32 numpy arrays, the factor that the checkpoint multiplies latents by, or None).
+  Raises:
+    CheckpointError: as in `load_unet`.
+  """
+  file, config = _find(path, ("vqvae", "vae"))
+  content = _read(file)
+  layout, tensors = _first_stage_part(content, file)
+  if config:
+    check_autoencoder_config(config, model, file)
+  side = 2 * model.factor
+  shapes = _shapes(model, jax.ShapeDtypeStruct((1, side, side, model.image_channels), jnp.float32))
+  params = convert(_numpy(tensors), autoencoder_entries(model, shapes, layout), shapes, file)
+  factor = content.get("scale_factor") if layout == "compvis" else (config or {}).get("scaling_factor")
+  return params, None if factor is None else float(factor)
