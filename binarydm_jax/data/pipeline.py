@@ -57,14 +57,16 @@ def batches(
   if not len(source):
     raise DataError(f"data.source: {source.name} is empty; at least one example is needed")
 
-  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+  indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
   if flip:
-    # After `repeat`, so that an example is drawn anew in every epoch.
-    examples = examples.random_map(_random_flip)
+    # After `repeat`, so that an example is drawn anew in every epoch; before reading, so that one record is read.
+    examples = indices.random_map(lambda i, rng: source.read(i, mirror=rng.random() < 0.5))
+  else:
+    examples = indices.map(source.read)
   # The stream is "infinite" only up to sys.maxsize: without drop_remainder its length is rounded up beyond that.
   local = examples.batch(batch_size // process_count, drop_remainder=True)
   # Local batch number step * process_count + process_index; index arithmetic, so a late start reads nothing more.
-  local = local[start_step * process_count + process_index :: process_count].map(_normalize)
+  local = local[start_step * process_count + process_index :: process_count].map(source.finish)
   # grain warns if fewer batches may wait than threads work.
   options = grain.ReadOptions(num_threads=min(num_threads, prefetch), prefetch_buffer_size=prefetch)
   return iter(local.to_iter_dataset(options))
@@ -83,12 +85,3 @@ def read_all(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.n
     example = source[i]
     images[i], labels[i] = example["image"], example["label"]
   return images, labels
-
-
-def _random_flip(example: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-  return {**example, "image": example["image"][:, ::-1]} if rng.random() < 0.5 else example
-
-
-def _normalize(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  # In float32 throughout: 255 / 127.5 - 1 is exactly 1, and the batch is never held in float64.
-  return {"image": batch["image"].astype(np.float32) / np.float32(127.5) - np.float32(1), "label": batch["label"]}
