@@ -6,11 +6,12 @@ import grain
 import numpy as np
 
 from binarydm_jax.data.images import DataError
+from binarydm_jax.data.latents import Latents
 from binarydm_jax.data.sources import Source
 
 
 def batches(
-  source: Source,
+  source: Source | Latents,
   *,
   batch_size: int,
   seed: int,
@@ -34,12 +35,13 @@ def batches(
     start_step: number of global batches to leave out.
     process_index: which part is ours.
     process_count: number of parts; must divide `batch_size`.
-    flip: mirror each image left to right with probability 1/2.
+    flip: mirror each image left to right with probability 1/2; of latents, read the record of the mirror image.
     num_threads: threads that decode; 0 reads in the caller's thread.
     prefetch: local batches kept ready.
 
   Returns:
-    An iterator of {"image": float32 [batch_size // process_count, H, W, C] in [-1, 1], "label": int32 [...]}.
+    An iterator of {"image": float32 [batch_size // process_count, H, W, C] in [-1, 1], "label": int32 [...]}; of
+    latents, {"moments": float32 [batch_size // process_count, h, w, c] as stored, "label": int32 [...]}.
 
   Raises:
     DataError: a ValueError of one line that names the argument and the mend.
@@ -54,6 +56,11 @@ def batches(
     raise DataError(f"start_step is {start_step}; it must be 0 or more")
   if num_threads < 0 or prefetch < 0:
     raise DataError(f"num_threads is {num_threads} and prefetch is {prefetch}; both must be 0 or more")
+  if flip and not source.mirrored:
+    raise DataError(
+      f"data.flip is True, but the {source.name} have no mirror images; set data.flip=False, "
+      "or run --mode=encode with data.flip=True and another folder"
+    )
   if not len(source):
     raise DataError(f"data.source: {source.name} is empty; at least one example is needed")
 
