@@ -14,7 +14,7 @@ ALLOWED = {
   "models": {"quant", "models"},
   "diffusion": {"diffusion"},
   "distill": {"distill"},
-  "data": {"data"},
+  "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
   "evaluation": {"quant", "models", "diffusion", "data", "evaluation"},
   "training": {"quant", "models", "diffusion", "distill", "data", "evaluation", "files", "plots", "training"},

@@ -1,9 +1,12 @@
 """Images for training and evaluation: where they come from (`sources`), how one becomes a square of the right size
-(`images`), and the endless stream of batches that training reads (`pipeline`). Order depends on (seed, step) alone,
-so a run resumes without any saved state; nothing here needs jax, TensorFlow or the rest of the package."""
+(`images`), latents on disk in their place (`latents`, made by `latent_writer`), and the endless stream of batches that
+training reads (`pipeline`). Order depends on (seed, step) alone, so a run resumes without any saved state; nothing here
+needs jax or TensorFlow, nor the rest of the package but `files`."""
 
 from binarydm_jax.data.images import DataError
+from binarydm_jax.data.latent_writer import LatentWriter
+from binarydm_jax.data.latents import Latents, open_latents
 from binarydm_jax.data.pipeline import batches, read_all
 from binarydm_jax.data.sources import Source, open_source
 
-__all__ = ["DataError", "Source", "batches", "open_source", "read_all"]
+__all__ = ["DataError", "LatentWriter", "Latents", "Source", "batches", "open_latents", "open_source", "read_all"]

@@ -6,11 +6,12 @@ import grain
 import numpy as np
 
 from binarydm_jax.data.images import DataError
+from binarydm_jax.data.latents import Latents
 from binarydm_jax.data.sources import Source
 
 
 def batches(
-  source: Source,
+  source: Source | Latents,
   *,
   batch_size: int,
   seed: int,
@@ -34,12 +35,13 @@ def batches(
     start_step: number of global batches to leave out.
     process_index: which part is ours.
     process_count: number of parts; must divide `batch_size`.
-    flip: mirror each image left to right with probability 1/2.
+    flip: mirror each image left to right with probability 1/2; of latents, read the record of the mirror image.
     num_threads: threads that decode; 0 reads in the caller's thread.
     prefetch: local batches kept ready.
 
   Returns:
-    An iterator of {"image": float32 [batch_size // process_count, H, W, C] in [-1, 1], "label": int32 [...]}.
+    An iterator of {"image": float32 [batch_size // process_count, H, W, C] in [-1, 1], "label": int32 [...]}; of
+    latents, {"moments": float32 [batch_size // process_count, h, w, c] as stored, "label": int32 [...]}.
 
   Raises:
     DataError: a ValueError of one line that names the argument and the mend.
@@ -54,17 +56,24 @@ def batches(
     raise DataError(f"start_step is {start_step}; it must be 0 or more")
   if num_threads < 0 or prefetch < 0:
     raise DataError(f"num_threads is {num_threads} and prefetch is {prefetch}; both must be 0 or more")
+  if flip and not source.mirrored:
+    raise DataError(
+      f"data.flip is True, but the {source.name} have no mirror images; set data.flip=False, "
+      "or run --mode=encode with data.flip=True and another folder"
+    )
   if not len(source):
     raise DataError(f"data.source: {source.name} is empty; at least one example is needed")
 
-  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+  indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
   if flip:
-    # After `repeat`, so that an example is drawn anew in every epoch.
-    examples = examples.random_map(_random_flip)
+    # After `repeat`, so that an example is drawn anew in every epoch; before reading, so that one record is read.
+    examples = indices.random_map(lambda i, rng: source.read(i, mirror=rng.random() < 0.5))
+  else:
+    examples = indices.map(source.read)
   # The stream is "infinite" only up to sys.maxsize: without drop_remainder its length is rounded up beyond that.
   local = examples.batch(batch_size // process_count, drop_remainder=True)
   # Local batch number step * process_count + process_index; index arithmetic, so a late start reads nothing more.
-  local = local[start_step * process_count + process_index :: process_count].map(_normalize)
+  local = local[start_step * process_count + process_index :: process_count].map(source.finish)
   # grain warns if fewer batches may wait than threads work.
   options = grain.ReadOptions(num_threads=min(num_threads, prefetch), prefetch_buffer_size=prefetch)
   return iter(local.to_iter_dataset(options))
@@ -83,12 +92,3 @@ def read_all(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.n
     example = source[i]
     images[i], labels[i] = example["image"], example["label"]
   return images, labels
-
-
-def _random_flip(example: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-  return {**example, "image": example["image"][:, ::-1]} if rng.random() < 0.5 else example
-
-
-def _normalize(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  # In float32 throughout: 255 / 127.5 - 1 is exactly 1, and the batch is never held in float64.
-  return {"image": batch["image"].astype(np.float32) / np.float32(127.5) - np.float32(1), "label": batch["label"]}

@@ -20,7 +20,10 @@ class Source:
   Attributes:
     name: what was opened and which split, for logs.
     num_classes: number of labels, 0 if the data has none (every label is then 0).
+    mirrored: whether mirror images can be read; of pixels, always.
   """
+
+  mirrored = True
 
   def __init__(self, name: str, num_classes: int, indices: Sequence[int], read: _Read):
     """`read(indices[i])` gives the image and the label of example i; it must be safe to call from several threads."""
@@ -35,6 +38,17 @@ class Source:
   def __getitem__(self, i: int) -> dict[str, np.ndarray | np.int32]:
     image, label = self._read(int(self._indices[i]))
     return {"image": image, "label": np.int32(label)}
+
+  def read(self, i: int, mirror: bool = False) -> dict[str, np.ndarray | np.int32]:
+    """Example i, its image mirrored left to right if `mirror`."""
+    example = self[i]
+    return {**example, "image": example["image"][:, ::-1]} if mirror else example
+
+  @staticmethod
+  def finish(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What training takes of a batch: uint8 images become float32 in [-1, 1]."""
+    # In float32 throughout: 255 / 127.5 - 1 is exactly 1, and the batch is never held in float64.
+    return {"image": batch["image"].astype(np.float32) / np.float32(127.5) - np.float32(1), "label": batch["label"]}
 
   def __repr__(self) -> str:
     return f"Source({self.name!r}, {len(self)} examples, {self.num_classes} classes)"

@@ -61,6 +61,14 @@ def test_order_depends_on_the_seed_only():
   assert (first != _labels(source, 4, batch_size=10, seed=4)).any()
 
 
+def test_order_and_flips_are_pinned():
+  """Another order would silently change every run that resumes and every reference number."""
+  batch = next(batches(_numbered(7), batch_size=14, seed=11, flip=True))
+  np.testing.assert_array_equal(batch["label"], [3, 1, 2, 4, 6, 5, 0, 3, 5, 1, 0, 2, 4, 6])
+  flips = [1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1]
+  np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] == -1, flips)  # 0 is its own mirror image.
+
+
 @pytest.mark.parametrize("start_step", [1, 3, 9])
 def test_start_step_skips_exactly_that_many_batches(start_step):
   arguments = {"batch_size": 6, "seed": 5, "flip": True}
