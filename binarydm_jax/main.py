@@ -1,7 +1,7 @@
 """Command line: python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --mode=all
 
-Modes: all (teacher if none is given, binarize, export, evaluate, report), pretrain, binarize, sample, evaluate, export,
-info. Run again in the same workdir, each continues where it stopped. Errors are one line; BINARYDM_TRACEBACK=1 shows
+Modes: all (teacher if none is given, binarize, export, evaluate, report), pretrain, encode (latents of the training
+images to disk), binarize, sample, evaluate, export, info. Run again in the same workdir, each continues where it stopped. Errors are one line; BINARYDM_TRACEBACK=1 shows
 where they come from.
 """
 
@@ -12,7 +12,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("all", "pretrain", "binarize", "sample", "evaluate", "export", "info")
+MODES = ("all", "pretrain", "encode", "binarize", "sample", "evaluate", "export", "info")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples, report.")
@@ -46,16 +46,17 @@ def run(config, workdir, mode):
     def make_problem():
       check_teacher(config)
       lock_config(config, workdir, write=False)
-      return build(config)
+      return build(config, with_data=False)
 
     modes.sample(config, workdir, make_problem)
     return
-  problem = build(config)
+  problem = build(config, with_data=mode not in ("info", "export"))
   check_teacher(config)
   lock_config(config, workdir, write=mode != "info")
   action = {
     "all": modes.run_all,
     "pretrain": modes.pretrain,
+    "encode": modes.encode,
     "binarize": modes.binarize,
     "evaluate": modes.run_evaluate,
     "export": modes.export,

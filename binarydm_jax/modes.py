@@ -1,5 +1,6 @@
 """What each --mode does. Every one works on a Problem (a checked config) and a workdir, and can be run again."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from binarydm_jax import plots, report
-from binarydm_jax.data import read_all
+from binarydm_jax.data import LatentWriter, open_latents, read_all
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation import features, metrics
@@ -50,7 +53,46 @@ def pretrain(problem, workdir):
 
 def binarize(problem, workdir):
   """Trains the student from the finished teacher."""
-  loop.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+  if not loop.is_finished(problem, "student", workdir):
+    loop.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+
+
+def encode(problem, workdir):
+  """Writes the latents of the training images to first_stage.cache; continues where it stopped."""
+  fields, data = problem.config.first_stage, problem.train_data
+  if problem.first_stage is None:
+    raise ValueError("first_stage.kind is 'none': there is nothing to encode")
+  if not fields.cache:
+    raise ValueError("first_stage.cache is empty: give the folder that the latents are to be written to")
+  first_stage = loop.get_first_stage(problem, workdir, stored=False)
+  h, w, _ = problem.input_shape
+  mirrored = problem.config.data.flip
+  writer = LatentWriter(
+      fields.cache,
+      shape=(h, w, problem.first_stage.moment_channels),
+      num_examples=len(data),
+      num_classes=data.num_classes,
+      mirrored=mirrored,
+      about=loop.cache_description(problem, first_stage),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+  )
+  remaining = writer.remaining()
+  total = sum(map(len, remaining))
+  with tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
+    for examples in remaining:
+      with writer.shard(examples) as add:
+        for start in range(examples.start, examples.stop, fields.batch_size):
+          rows = [data[i] for i in range(start, min(start + fields.batch_size, examples.stop))]
+          images = np.stack([row["image"] for row in rows])
+          moments = first_stage.moments(images, fields.batch_size)
+          mirror = first_stage.moments(images[:, :, ::-1], fields.batch_size) if mirrored else None
+          add(moments, np.stack([row["label"] for row in rows]), mirror)
+          bar.update(len(rows))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("latents")
+  writer.finish()
+  _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images")
 
 
 # --- cost and export --------------------------------------------------------------------------------------------------
@@ -86,6 +128,15 @@ def info(problem, workdir):
   _write(Path(workdir) / "info.json", json.dumps(student.as_dict(), indent=2) + "\n")
 
 
+def _describe(first_stage):
+  """What a packed file says of the first stage that its latents belong to."""
+  if first_stage is None:
+    return None
+  fields = {f.name: getattr(first_stage.model, f.name) for f in dataclasses.fields(first_stage.model)}
+  fields = {name: value for name, value in fields.items() if name not in ("name", "parent")}
+  return {**fields, "scale_factor": first_stage.scale_factor}
+
+
 def export(problem, workdir):
   """Writes the packed file of the finished student's averaged weights and checks its size against `cost`."""
   variables = loop.restore_ema(problem, "student", workdir)
@@ -101,7 +152,8 @@ def export(problem, workdir):
       cost_lib.deployed_table(problem.table),
       problem.layers,
       diffusion,
-      problem.image_shape,
+      problem.input_shape,
+      first_stage=_describe(loop.get_first_stage(problem, workdir)),
       method=problem.config.method,
   )
   counted = costs(problem)[1].packed_bytes
@@ -123,8 +175,10 @@ def sample(config, workdir, make_problem):
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
   trained = which in ("teacher", "student")
-  network = trained_network(make_problem(), workdir, which) if trained else packed_network(which)
-  images, speed = network.draw(config.sample, config.sample.num_images, config.sample.seed)
+  network = trained_network(make_problem(), workdir, which) if trained else packed_network(which, config, workdir)
+  images, speed = network.draw(
+      config.sample, config.sample.num_images, config.sample.seed, config.first_stage.batch_size
+  )
   save_samples(workdir, network.name, np.asarray(to_uint8(images)))
   _say(f"{Path(workdir) / 'samples' / network.name}.png and .npz: {len(images)} images, {speed:.1f} a second")
 
@@ -150,7 +204,10 @@ def evaluate(problem, workdir):
   export(problem, workdir)
   config, path = problem.config, Path(workdir) / PACKED
   feature_network, reference, halves = _network_moments(problem)
-  test_images, test_labels = read_all(problem.test_data)
+  test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
+  if first_stage := loop.get_first_stage(problem, workdir):
+    moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
+    test_inputs = np.asarray(first_stage.latents(moments, None))
   binarized = any(rule.bases for rule in problem.table.values())
   about = {
     "teacher": ("full precision teacher", "32/32"),
@@ -159,14 +216,19 @@ def evaluate(problem, workdir):
       f"{cost_lib.nominal_bits(problem.table)}/{config.quant.act_bits}",
     ),
   }
-  networks = {"teacher": trained_network(problem, workdir, "teacher"), "student": packed_network(path)}
+  networks = {
+    "teacher": trained_network(problem, workdir, "teacher"),
+    "student": packed_network(path, config, workdir),
+  }
   rows = []
   for (name, network), cost in zip(networks.items(), costs(problem)):
-    images, speed = network.draw(config.sample, config.evaluation.num_samples, config.sample.seed)
+    images, speed = network.draw(
+        config.sample, config.evaluation.num_samples, config.sample.seed, config.first_stage.batch_size
+    )
     images = np.asarray(to_uint8(images))
     save_samples(workdir, name, images)
     loss = heldout_loss(
-        network.model, network.variables, network.gates, test_images, test_labels, problem.schedule,
+        network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
         config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
     )
     distance = None
@@ -189,6 +251,7 @@ def evaluate(problem, workdir):
             eta=config.sample.eta,
             clip=config.sample.clip,
             spacing=config.sample.spacing,
+            guidance=config.sample.guidance,
             seed=config.sample.seed,
             size_bytes=cost.packed_bytes,
             fp32_bytes=cost.fp32_bytes,

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from binarydm_jax.files import write_atomically
 
-LOCKED = ("seed", "method", "data", "model", "diffusion", "quant", "distill", "teacher", "student")
+LOCKED = ("seed", "method", "data", "model", "first_stage", "diffusion", "quant", "distill", "teacher", "student")
+# Where latents are kept and how many are made at once changes nothing.
+FREE = ("first_stage.cache", "first_stage.batch_size")
 
 
 def _plain(config):
@@ -37,21 +39,30 @@ def read_config(workdir):
     raise ValueError(f"{path} is not valid JSON; remove the workdir or give another") from None
 
 
+def is_run(path):
+  """Whether a path is the workdir of a run with a teacher (else it is a published checkpoint)."""
+  return (Path(path) / "teacher").is_dir()
+
+
 def check_teacher(config):
-  """Checks that `teacher.checkpoint`, if given, is a run of the same network, images and diffusion.
+  """Checks that `teacher.checkpoint`, if given, is there; if a run, then of the same network, images and diffusion.
+
+  What is in a published file is checked when it is read.
 
   Raises:
     ValueError: names the field that differs.
   """
-  if not config.teacher.checkpoint:
-    return
   folder = config.teacher.checkpoint
-  if not (Path(folder) / "teacher").is_dir():
-    raise ValueError(f"teacher.checkpoint {folder!r} has no folder 'teacher'; give the workdir of a pretrained run")
+  if folder and not Path(folder).exists():
+    raise ValueError(f"teacher.checkpoint {folder!r} does not exist: give the workdir of a run, or a published file")
+  if not folder or not is_run(folder):
+    return
   old, new = read_config(folder), _plain(config)
   shared = ["data.channels", "data.image_size"] + ["data.source"] * config.model.class_conditional
   for name, theirs, ours in _differences(old, new):
-    if name.split(".")[0] in ("model", "diffusion") or name in shared:
+    section, _, field = name.partition(".")
+    stage = section == "first_stage" and field not in ("cache", "batch_size")
+    if section in ("model", "diffusion") or stage or name in shared:
       raise ValueError(f"teacher.checkpoint {folder!r} has {name}={theirs!r}, this run {ours!r}; set them alike")
 
 
@@ -69,7 +80,7 @@ def lock_config(config, workdir, write=True):
     raise ValueError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
   if path.exists():
     for name, before, now in _differences(read_config(workdir), new):
-      if name.split(".")[0] in LOCKED:
+      if name.split(".")[0] in LOCKED and name not in FREE:
         raise ValueError(
             f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"
         )

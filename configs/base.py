@@ -2,8 +2,8 @@
 
   python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --config.student.steps=2000
 
-Fields of `seed`, `method`, `data`, `model`, `diffusion`, `quant`, `distill`, `teacher` and `student` shape training and
-are locked by the first run in a workdir; the others may change from run to run.
+Fields of `seed`, `method`, `data`, `model`, `first_stage`, `diffusion`, `quant`, `distill`, `teacher` and `student`
+shape training and are locked by the first run in a workdir; the others may change from run to run.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ def training(**changes):
           weight_decay=1e-2,  # AdamW, on kernels only
           clip_norm=1.0,  # global norm of the gradients; 0 turns it off
           ema_decay=0.9999,  # warmed up as min(decay, (1 + n) / (10 + n))
+          label_dropout=0.0,  # part of the labels that become the null class (classifier-free guidance)
       )
   )
   fields.update(changes)
@@ -53,10 +54,32 @@ def get_config():
           attention_resolutions=(4, 2),  # down-sampling factors
           num_heads=4,
           num_head_channels=0,  # channels a head; 0 takes num_heads
-          scale_shift=False,
+          scale_shift=False,  # the embedding scales and shifts, instead of being added
+          resblock_updown=False,  # residual blocks change the resolution, instead of convolutions
           dropout=0.0,
           class_conditional=False,  # label embedding; the data must have labels
+          num_classes=0,  # of a class-conditional network; 0 takes the data's
+          null_class=False,  # one label more, for "no class"
+          context_dim=0,  # above 0: SpatialTransformers attend to the class embedding, of this width
+          transformer_depth=1,  # blocks of a SpatialTransformer
           norm_groups=32,
+          layout="ldm",  # ldm (ADM, latent diffusion) | ddpm (the CIFAR-10 network of DDPM and DDIM)
+      )
+  )
+  config.first_stage = ConfigDict(
+      dict(
+          kind="none",  # none (diffusion on pixels) | vq | kl: latent diffusion
+          checkpoint="",  # its weights; empty: they are in the file teacher.checkpoint
+          channels=128,
+          channel_mult=(1, 2, 4),
+          num_res_blocks=2,
+          attention_resolutions=(),  # down-sampling factors
+          latent_channels=3,
+          codebook_size=8192,  # vq
+          norm_groups=32,
+          scale_factor=1.0,  # of latents; 0: the checkpoint's, or 1 / standard deviation of the first batch (LDM's rule)
+          cache="",  # folder of latents that --mode=encode writes and training reads; empty: encoded at every step
+          batch_size=8,  # images that are encoded or decoded at once, outside training
       )
   )
   config.diffusion = ConfigDict(
@@ -92,9 +115,16 @@ def get_config():
       )
   )
   config.teacher = training()
-  config.teacher.checkpoint = ""  # workdir of a run whose teacher is taken instead of training one
+  # Instead of training one: the workdir of a run, or a published file (CompVis or DDPM .ckpt, diffusers folder).
+  config.teacher.checkpoint = ""
   config.student = training(learning_rate=2e-5)
 
+  config.compute = ConfigDict(
+      dict(
+          dtype="float32",  # float32 | bfloat16: of activations and products; weights, scales, norms stay float32
+          remat=False,  # computes blocks again for their gradients: less memory, more time
+      )
+  )
   config.log = ConfigDict(
       dict(
           every=100,  # steps between log lines, the only ones at which the host waits for the device
@@ -110,6 +140,7 @@ def get_config():
           steps=50,  # ddpm: 0 takes all timesteps
           eta=0.0,  # ddim: 0 deterministic .. 1
           clip=True,  # clip the predicted x0 to [-1, 1]
+          guidance=1.0,  # classifier-free: 1 is none; needs model.null_class
           spacing="ldm",  # ldm | leading | linspace | trailing
           num_images=64,
           batch_size=64,
@@ -120,6 +151,7 @@ def get_config():
       dict(
           num_samples=1024,
           feature_network="none",  # digits_classifier | none (no Frechet distance)
+          heldout_images=2048,  # at most so many are used for the held-out loss
           timesteps_per_image=8,  # of the held-out loss
           batch_size=256,
       )

@@ -17,7 +17,7 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
 
   Args:
     model, variables, gates: of the UNet.
-    images: uint8 [m, h, w, c]; labels: int32 [m].
+    images: uint8 [m, h, w, c], or latents float32 [m, h, w, c]; labels: int32 [m].
     schedule, target: of the diffusion.
   Returns:
     float.
@@ -41,7 +41,8 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
   total = 0.0
   for first in range(0, count, batch_size):
     part = np.arange(first, first + batch_size) % count  # the last batch wraps round and is cut: one compiled shape
-    x0 = images[part % len(images)].astype(np.float32) / 127.5 - 1
+    x0 = images[part % len(images)]
+    x0 = x0.astype(np.float32) / 127.5 - 1 if x0.dtype == np.uint8 else x0
     result = errors(variables, x0, labels[part % len(images)], timesteps[part], indices[part])
     total += float(np.asarray(result, np.float64)[: count - first].sum())
   return total / count

@@ -12,23 +12,52 @@ def to_uint8(images):
   return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def make_sampler(model, schedule, target, image_shape, sampler="ddim", steps=50, eta=0.0, clip=True, spacing="ldm"):
-  """A jitted function (variables, keys [n], labels int32 [n], gates) -> float32 [n, *image_shape].
+def guided(model, guidance):
+  """A function (variables, x, timesteps, labels, gates) -> prediction, with classifier-free guidance.
+
+  prediction = unconditional + guidance (conditional - unconditional) (Ho & Salimans 2022, with their 1 + w); at 1 the
+  network runs on the labels alone, else on a batch twice as large.
+
+  Raises:
+    ValueError: guidance without a null class.
+  """
+  if guidance != 1 and not (model.num_classes and model.null_class):
+    raise ValueError(f"sample.guidance is {guidance}, and the network has no null class; set it to 1")
+
+  def predict(variables, x, timesteps, labels, gates):
+    if not model.num_classes:
+      return model.apply(variables, x, timesteps, None, gates)[0]
+    if guidance == 1:
+      return model.apply(variables, x, timesteps, labels, gates)[0]
+    both = jnp.concatenate([labels, jnp.full_like(labels, model.num_classes)])
+    twice = [jnp.concatenate([a, a]) for a in (x, timesteps)]
+    conditional, unconditional = jnp.split(model.apply(variables, *twice, both, gates)[0], 2)
+    return unconditional + guidance * (conditional - unconditional)
+
+  return predict
+
+
+def make_sampler(
+  model, schedule, target, shape, sampler="ddim", steps=50, eta=0.0, clip=True, spacing="ldm", guidance=1.0
+):
+  """A jitted function (variables, keys [n], labels int32 [n], gates) -> float32 [n, *shape].
 
   Args:
     model: a UNet.
     schedule, target: of the diffusion.
-    image_shape: (h, w, c).
+    shape: (h, w, c) of what the model sees.
     sampler, steps, eta, clip, spacing: see `diffusion.ddim` and `diffusion.ddpm` (which has no eta).
+    guidance: see `guided`.
   """
+  predict = guided(model, guidance)
 
   def sample(variables, keys, labels, gates):
     def denoise(x, timesteps):
-      return model.apply(variables, x, timesteps, labels if model.num_classes else None, gates)[0]
+      return predict(variables, x, timesteps, labels, gates)
 
     if sampler == "ddim":
-      return ddim(denoise, keys, image_shape, schedule, target, steps, eta, clip, spacing)
-    return ddpm(denoise, keys, image_shape, schedule, target, steps or None, clip, spacing)
+      return ddim(denoise, keys, shape, schedule, target, steps, eta, clip, spacing)
+    return ddpm(denoise, keys, shape, schedule, target, steps or None, clip, spacing)
 
   return jax.jit(sample)
 

@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from binarydm_jax import quant
-from binarydm_jax.data import batches
+from binarydm_jax.data import batches, open_latents
 from binarydm_jax.distill import fit_projections
 from binarydm_jax.evaluation.sampling import generate, make_sampler, to_uint8
+from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training import sharding
 from binarydm_jax.training.checkpoint import Checkpoints
@@ -21,7 +22,7 @@ from binarydm_jax.training.step import draw, make_train_step, student_terms, tea
 from binarydm_jax.training.writers import Writer
 
 # The streams of randomness of a run; each is folded into its seed.
-INIT, TEACHER, CALIBRATION, PROJECTION, STUDENT = range(5)
+INIT, TEACHER, CALIBRATION, PROJECTION, STUDENT, LATENTS = range(6)
 
 
 class TrainingError(RuntimeError):
@@ -32,12 +33,13 @@ def run_key(problem, stream):
   return jax.random.fold_in(jax.random.key(problem.config.seed), stream)
 
 
-def _batches(problem, stage, mesh, start_step):
-  """Global batches of `stage` from `start_step` on, as arrays split over the mesh."""
+def _stored_batches(problem, stage, mesh, start_step, use_cache=True):
+  """Global batches of `stage` from `start_step` on as they are stored, images or moments of latents, on the mesh."""
   config = problem.config
   sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh)
+  cache = problem.first_stage and use_cache and config.first_stage.cache
   local = batches(
-      problem.train_data,
+      open_latents(cache) if cache else problem.train_data,
       batch_size=config[stage].batch_size,
       seed=config.seed,
       start_step=start_step,
@@ -46,6 +48,47 @@ def _batches(problem, stage, mesh, start_step):
       flip=config.data.flip,
   )
   return (sharding.put_batch(batch, mesh) for batch in local)
+
+
+def get_first_stage(problem, workdir, stored=True):
+  """The run's FirstStage, or None for diffusion on pixels.
+
+  Args:
+    stored: whether the first batch, where the scale factor is to come from it, may be read from first_stage.cache.
+  """
+  if problem.first_stage is None:
+    return None
+  return open_first_stage(
+      problem.config,
+      problem.first_stage,
+      workdir,
+      lambda: next(_stored_batches(problem, "student", sharding.make_mesh(), 0, stored)),
+  )
+
+
+def _batches(problem, stage, mesh, start_step, workdir=None):
+  """Global batches of `stage` from `start_step` on as the network takes them: {"image", "label"}, on the mesh."""
+  stored = _stored_batches(problem, stage, mesh, start_step)
+  first_stage = get_first_stage(problem, workdir)
+  if first_stage is None:
+    return stored
+  cache = problem.config.first_stage.cache
+  if cache:
+    open_latents(cache, cache_description(problem, first_stage))
+  encode = jax.jit(first_stage.encode_batch)
+  variables = sharding.put_replicated(first_stage.variables, mesh)
+  key = run_key(problem, LATENTS)
+  # The posterior is drawn anew at every step.
+  return (
+      encode(variables, batch, jax.random.fold_in(key, step)) for step, batch in enumerate(stored, start_step)
+  )
+
+
+def cache_description(problem, first_stage):
+  """What latents on disk must have been made from, to be this run's."""
+  data = problem.config.data
+  about = {name: data[name] for name in ("source", "image_size", "channels", "train_split", "holdout")}
+  return {**about, "first_stage": problem.config.first_stage.kind, "first_stage_sha256": first_stage.sha256}
 
 
 def _optimizer(problem, stage):
@@ -67,7 +110,7 @@ def _sample_grids(problem, stage, model, writer, workdir):
     return lambda state, step: None
   s, target = config.sample, config.diffusion.target
   sampler = make_sampler(
-      model, problem.schedule, target, problem.image_shape, s.sampler, s.steps, s.eta, s.clip, s.spacing
+      model, problem.schedule, target, problem.input_shape, s.sampler, s.steps, s.eta, s.clip, s.spacing, s.guidance
   )
   gates_fn = problem.gates_fn if stage == "student" else None
 
@@ -76,6 +119,8 @@ def _sample_grids(problem, stage, model, writer, workdir):
       return
     gates = gates_fn(jnp.int32(step)) if gates_fn else None
     images = generate(sampler, state.ema, config.log.samples, 0, config.sample.batch_size, model.num_classes, gates)
+    if first_stage := get_first_stage(problem, workdir):
+      images = first_stage.decode(images, config.first_stage.batch_size)
     grid = image_grid(np.asarray(to_uint8(images)))
     if jax.process_index() == 0:
       save_png(Path(workdir) / "samples" / f"{stage}_{step:07d}.png", grid)
@@ -110,7 +155,7 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
     state, frozen = restored["state"], {**frozen, "projections": restored["projections"]}
   writer = Writer(workdir, stage, start)
   write_grid = _sample_grids(problem, stage, model, writer, workdir)
-  stream = _batches(problem, stage, mesh, start)
+  stream = _batches(problem, stage, mesh, start, workdir)
   bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=jax.process_index() != 0, mininterval=1.0)
   pending, since = [], time.perf_counter()
   try:
@@ -219,7 +264,13 @@ def pretrain(problem, workdir, mesh=None):
   mesh = mesh or sharding.make_mesh()
   config = problem.config
   optimizer, learning_rate = _optimizer(problem, "teacher")
-  terms = teacher_terms(problem.teacher, problem.schedule, config.diffusion.target, config.diffusion.loss)
+  terms = teacher_terms(
+      problem.teacher,
+      problem.schedule,
+      config.diffusion.target,
+      config.diffusion.loss,
+      config.teacher.label_dropout,
+  )
   train_step = make_train_step(
       terms, {"simple": 1.0}, optimizer, learning_rate, config.teacher.ema_decay, run_key(problem, TEACHER)
   )
@@ -230,13 +281,13 @@ def pretrain(problem, workdir, mesh=None):
   return run_stage(problem, "teacher", workdir, problem.teacher, train_step, state, {}, mesh).ema
 
 
-def prepare_student(problem, teacher_params, mesh):
+def prepare_student(problem, teacher_params, mesh, workdir=None):
   """(state, frozen) before the student's first step: calibrated scales and steps, fitted projections.
 
   Both come from the first training batches, with timesteps drawn uniformly from the run's seed.
   """
   config = problem.config
-  stream = _batches(problem, "student", mesh, 0)
+  stream = _batches(problem, "student", mesh, 0, workdir)
   parts = [next(stream) for _ in range(config.quant.calibration_batches)]
   labels_used = config.model.class_conditional
 
@@ -280,6 +331,7 @@ def student_train_step(problem):
       config.diffusion.loss,
       problem.gates_fn,
       problem.distil,
+      config.student.label_dropout,
   )
   weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
   return make_train_step(
@@ -293,5 +345,5 @@ def binarize(problem, workdir, teacher_params, mesh=None):
     return restore_ema(problem, "student", workdir)
   mesh = mesh or sharding.make_mesh()
   teacher_params = sharding.put_replicated(teacher_params, mesh)
-  state, frozen = prepare_student(problem, teacher_params, mesh)
+  state, frozen = prepare_student(problem, teacher_params, mesh, workdir)
   return run_stage(problem, "student", workdir, problem.student, student_train_step(problem), state, frozen, mesh).ema

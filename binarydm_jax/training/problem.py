@@ -4,16 +4,22 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from binarydm_jax import quant
 from binarydm_jax.data import open_source
 from binarydm_jax.diffusion import Schedule, make_schedule
-from binarydm_jax.models.unet import EDGES, UNet
+from binarydm_jax.models import Autoencoder, UNet
+from binarydm_jax.models.unet import EDGES
 from binarydm_jax.training import sharding
 from binarydm_jax.training.methods import Method, resolve_method
-from binarydm_jax.training.validation import check_config, check_features, check_model, check_sampling
+from binarydm_jax.training.validation import (
+  check_config,
+  check_features,
+  check_first_stage,
+  check_model,
+  check_sampling,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Problem:
 
   Attributes:
     config: the ConfigDict.
-    train_data, test_data: sources.
+    train_data, test_data: sources of images (None if they were not asked for).
+    first_stage: the Autoencoder of latent diffusion, or None.
     schedule: of the diffusion.
     method: its parts, resolved.
     teacher, student: the same UNet without and with rules.
@@ -34,6 +41,7 @@ class Problem:
   config: Any
   train_data: Any
   test_data: Any
+  first_stage: Autoencoder | None
   schedule: Schedule
   method: Method
   teacher: UNet
@@ -44,8 +52,14 @@ class Problem:
 
   @property
   def image_shape(self):
+    """Of the data, (h, w, c)."""
     data = self.config.data
     return (data.image_size, data.image_size, data.channels)
+
+  @property
+  def input_shape(self):
+    """Of what the UNet sees: images, or latents."""
+    return input_shape(self.image_shape, self.first_stage)
 
   @property
   def distil(self):
@@ -54,23 +68,42 @@ class Problem:
 
   def inputs(self):
     """Abstract (x, timesteps, labels) of the UNet, a batch of one."""
-    return model_inputs(self.image_shape, self.config.model.class_conditional)
+    return self.teacher.abstract_inputs(self.input_shape)
 
   def final_gates(self):
     """The gates of a finished student (None when nothing changes over time)."""
     return self.gates_fn(jnp.int32(self.config.student.steps)) if self.gates_fn else None
 
 
-def model_inputs(image_shape, class_conditional, batch=1):
-  """Abstract (x, timesteps, labels) of a UNet."""
-  labels = jax.ShapeDtypeStruct((batch,), jnp.int32) if class_conditional else None
-  return jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32), labels
+def input_shape(image_shape, first_stage):
+  """Shape of what a UNet sees, for images of a shape and an Autoencoder or None."""
+  if first_stage is None:
+    return image_shape
+  h, w, _ = image_shape
+  return (h // first_stage.factor, w // first_stage.factor, first_stage.latent_channels)
 
 
-def build_model(fields, image_shape, num_classes):
-  """The full-precision UNet of `config.model`."""
+def build_first_stage(fields, image_channels):
+  """The Autoencoder of `config.first_stage`, or None."""
+  if fields.kind == "none":
+    return None
+  return Autoencoder(
+      fields.kind,
+      image_channels,
+      fields.channels,
+      tuple(fields.channel_mult),
+      fields.num_res_blocks,
+      tuple(fields.attention_resolutions),
+      fields.latent_channels,
+      fields.codebook_size,
+      fields.norm_groups,
+  )
+
+
+def build_model(fields, compute, channels, num_classes):
+  """The full-precision UNet of `config.model`, for inputs of so many channels."""
   return UNet(
-      out_channels=image_shape[-1],
+      out_channels=channels,
       model_channels=fields.model_channels,
       channel_mult=tuple(fields.channel_mult),
       num_res_blocks=fields.num_res_blocks,
@@ -78,9 +111,16 @@ def build_model(fields, image_shape, num_classes):
       num_heads=fields.num_heads,
       num_head_channels=fields.num_head_channels,
       scale_shift=fields.scale_shift,
+      resblock_updown=fields.resblock_updown,
       dropout=fields.dropout,
       num_classes=num_classes if fields.class_conditional else 0,
+      null_class=fields.null_class,
+      context_dim=fields.context_dim,
+      transformer_depth=fields.transformer_depth,
       norm_groups=fields.norm_groups,
+      layout=fields.layout,
+      dtype=jnp.bfloat16 if compute.dtype == "bfloat16" else None,
+      remat=compute.remat,
   )
 
 
@@ -112,9 +152,40 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
   return functools.partial(quant.gates_at, rings=rings, interval=fields.interval, transition=transition)
 
 
-def build(config):
+def open_data(data):
+  """(train, test) sources of `config.data`."""
+  open_split = functools.partial(
+      open_source,
+      data.source,
+      image_size=data.image_size,
+      channels=data.channels,
+      train_split=data.train_split,
+      test_split=data.test_split,
+      holdout=data.holdout,
+      skip_unreadable=data.skip_unreadable,
+      data_dir=data.data_dir or None,
+  )
+  return open_split(split="train"), open_split(split="test")
+
+
+def count_classes(model, data_source, train_data):
+  """Classes of the network: the config's, or the data's."""
+  if not model.class_conditional:
+    return 0
+  found = train_data.num_classes if train_data else 0
+  if train_data and not found:
+    raise ValueError(f"model.class_conditional needs labels, and data.source {data_source!r} has none; set it to False")
+  if found > (model.num_classes or found):
+    raise ValueError(f"model.num_classes is {model.num_classes}, and data.source {data_source!r} has {found} classes")
+  return model.num_classes or found
+
+
+def build(config, with_data=True):
   """Checks the config and builds the Problem.
 
+  Args:
+    config: ConfigDict.
+    with_data: False leaves the data alone, unless the number of classes is to come from it.
   Raises:
     ValueError: one line that names the field and the mend.
   """
@@ -129,32 +200,25 @@ def build(config):
   schedule = make_schedule(
       config.diffusion.schedule, config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
   )
-  check_model(config.model, data.image_size)
   check_sampling(config.sample, schedule)
-  open_split = functools.partial(
-      open_source,
-      data.source,
-      image_size=data.image_size,
-      channels=data.channels,
-      train_split=data.train_split,
-      test_split=data.test_split,
-      holdout=data.holdout,
-      skip_unreadable=data.skip_unreadable,
-      data_dir=data.data_dir or None,
-  )
-  train_data, test_data = open_split(split="train"), open_split(split="test")
-  if config.model.class_conditional and not train_data.num_classes:
-    raise ValueError(f"model.class_conditional needs labels, and data.source {data.source!r} has none; set it to False")
+  check_first_stage(config.first_stage, data)
+  first_stage = build_first_stage(config.first_stage, data.channels)
   image_shape = (data.image_size, data.image_size, data.channels)
-  check_features(config.evaluation, image_shape, len(train_data))
-  teacher = build_model(config.model, image_shape, train_data.num_classes)
-  x, timesteps, labels = model_inputs(image_shape, config.model.class_conditional)
-  layers = quant.inspect_layers(teacher, x, timesteps, labels)
+  shape = input_shape(image_shape, first_stage)
+  check_model(config.model, shape[0], "data.image_size" if first_stage is None else "the size of the latents")
+  train_data = test_data = None
+  if with_data or (config.model.class_conditional and not config.model.num_classes):
+    train_data, test_data = open_data(data)
+    check_features(config.evaluation, image_shape, len(train_data))
+  num_classes = count_classes(config.model, data.source, train_data)
+  teacher = build_model(config.model, config.compute, shape[-1], num_classes)
+  layers = quant.inspect_layers(teacher, *teacher.abstract_inputs(shape))
   table = rules.resolve(layers)
   return Problem(
       config,
       train_data,
       test_data,
+      first_stage,
       schedule,
       method,
       teacher,

@@ -24,6 +24,13 @@ def draw(schedule, target, images, key):
   return q_sample(schedule, images, noise, timesteps), timesteps, wanted
 
 
+def drop_labels(labels, num_classes, part, key):
+  """Labels int32 [batch] of which `part` become the null class, number `num_classes` (classifier-free guidance)."""
+  if not part:
+    return labels
+  return jnp.where(jax.random.bernoulli(key, part, labels.shape), num_classes, labels)
+
+
 def prediction_loss(name, prediction, target):
   """Mean squared ("l2") or absolute ("l1") error."""
   difference = prediction - target
@@ -47,21 +54,27 @@ def mean_scale(scales):
   return sum(jnp.mean(jnp.abs(s)) for s in scales) / len(scales)
 
 
-def teacher_terms(model, schedule, target, loss):
+def _labels(model, batch, part, key):
+  """Labels for the model, some of them dropped; None for an unconditional one."""
+  # A key of its own, folded in, leaves the other draws as they are without it.
+  return drop_labels(batch["label"], model.num_classes, part, jax.random.fold_in(key, 1)) if model.num_classes else None
+
+
+def teacher_terms(model, schedule, target, loss, label_dropout=0.0):
   """terms(variables, frozen, batch, key, step) -> (named loss terms, further metrics) of plain diffusion training."""
 
   def terms(variables, frozen, batch, key, step):
     del frozen, step
     draw_key, dropout_key = jax.random.split(key)
     x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
-    labels = batch["label"] if model.num_classes else None
+    labels = _labels(model, batch, label_dropout, key)
     prediction, _ = model.apply(variables, x_t, timesteps, labels, train=True, rngs={"dropout": dropout_key})
     return {"simple": prediction_loss(loss, prediction, wanted)}, {}
 
   return terms
 
 
-def student_terms(model, teacher, table, schedule, target, loss, gates_fn, distil):
+def student_terms(model, teacher, table, schedule, target, loss, gates_fn, distil, label_dropout=0.0):
   """The same for quantization-aware training with distillation.
 
   Args:
@@ -69,6 +82,7 @@ def student_terms(model, teacher, table, schedule, target, loss, gates_fn, disti
     table: path -> LayerRule of the student.
     gates_fn: step -> quant.Gates, or None when nothing changes over time.
     distil: whether the LRM term is part of the loss (else the teacher is not run).
+    label_dropout: part of the labels that become the null class.
   Returns:
     terms(variables, frozen, batch, key, step); frozen is {"teacher": params, "projections": tuple}.
   """
@@ -76,7 +90,7 @@ def student_terms(model, teacher, table, schedule, target, loss, gates_fn, disti
   def terms(variables, frozen, batch, key, step):
     draw_key, dropout_key = jax.random.split(key)
     x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
-    labels = batch["label"] if model.num_classes else None
+    labels = _labels(model, batch, label_dropout, key)
     gates = gates_fn(step) if gates_fn else None
     prediction, features = model.apply(
         variables, x_t, timesteps, labels, gates, train=True, rngs={"dropout": dropout_key}

@@ -3,10 +3,15 @@
 from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps
 from binarydm_jax.distill import PROJECTIONS
 from binarydm_jax.evaluation import features
+from binarydm_jax.models.autoencoder import KINDS
+from binarydm_jax.models.blocks import LAYOUTS
 from binarydm_jax.quant.rules import WEIGHT_PRESETS
 
 CHOICES = {
   "data.channels": (1, 3),
+  "model.layout": tuple(LAYOUTS),
+  "first_stage.kind": ("none", *KINDS),
+  "compute.dtype": ("float32", "bfloat16"),
   "diffusion.target": TARGETS,
   "diffusion.loss": ("l2", "l1"),
   "quant.weights": ("method", *WEIGHT_PRESETS),
@@ -23,6 +28,13 @@ AT_LEAST_ONE = (
   "model.num_res_blocks",
   "model.num_heads",
   "model.norm_groups",
+  "model.transformer_depth",
+  "first_stage.channels",
+  "first_stage.num_res_blocks",
+  "first_stage.latent_channels",
+  "first_stage.codebook_size",
+  "first_stage.norm_groups",
+  "first_stage.batch_size",
   "diffusion.num_timesteps",
   "quant.calibration_batches",
   "quant.interval",
@@ -37,11 +49,15 @@ AT_LEAST_ONE = (
   "sample.num_images",
   "sample.batch_size",
   "evaluation.num_samples",
+  "evaluation.heldout_images",
   "evaluation.timesteps_per_image",
   "evaluation.batch_size",
 )
 AT_LEAST_ZERO = (
   "model.num_head_channels",
+  "model.num_classes",
+  "model.context_dim",
+  "first_stage.scale_factor",
   "quant.tau",
   "quant.learning_rate_factor",
   "distill.weight",
@@ -62,6 +78,8 @@ FRACTIONS = (
   "sample.eta",
   "student.ema_decay",
   "teacher.ema_decay",
+  "student.label_dropout",
+  "teacher.label_dropout",
 )
 
 
@@ -97,8 +115,26 @@ def check_config(config):
           f"{path} {field(config, path)} is not a multiple of log.every {config.log.every}: the host waits for the"
           " device at log steps only"
       )
+  check_conditioning(config)
+  if config.first_stage.kind == "none" and (config.first_stage.cache or config.first_stage.checkpoint):
+    raise ValueError("first_stage.kind is 'none', so its checkpoint and cache have no use: set the kind, or empty them")
   if config.sample.sampler == "ddim" and not config.sample.steps:
     raise ValueError("sample.steps is 0: ddim needs a number of steps (0 means all timesteps, for ddpm)")
+
+
+def check_conditioning(config):
+  """Fields that need classes, or the null class, in a network that has none."""
+  model = config.model
+  for name in ("num_classes", "null_class", "context_dim"):
+    if model[name] and not model.class_conditional:
+      raise ValueError(f"model.{name} is {model[name]}, and model.class_conditional is False: set it to True")
+  if model.null_class:
+    return
+  if config.sample.guidance != 1:
+    raise ValueError(f"sample.guidance is {config.sample.guidance}; it needs model.null_class, else set it to 1")
+  for stage in ("teacher", "student"):
+    if config[stage].label_dropout:
+      raise ValueError(f"{stage}.label_dropout needs model.null_class: set it to True, or the dropout to 0")
 
 
 def check_sampling(sample, schedule):
@@ -129,14 +165,35 @@ def check_features(evaluation, image_shape, num_train):
     )
 
 
-def check_model(model, image_size):
-  """Shapes of a UNet that cannot be."""
+def check_first_stage(fields, data):
+  """Shapes of an Autoencoder that cannot be, and images that it cannot encode."""
+  if fields.kind == "none":
+    return
+  mult = tuple(fields.channel_mult)
+  if not mult or min(mult) < 1:
+    raise ValueError(f"first_stage.channel_mult {mult} needs at least one level, each 1 or more")
+  factor = 2 ** (len(mult) - 1)
+  if data.image_size % factor:
+    raise ValueError(f"data.image_size {data.image_size} is not divisible by {factor}, the first stage's down-sampling")
+  for level, width in enumerate(mult):
+    if width * fields.channels % fields.norm_groups:
+      raise ValueError(
+          f"first_stage.norm_groups {fields.norm_groups} does not divide {width * fields.channels} channels"
+          f" (level {level})"
+      )
+  for ds in fields.attention_resolutions:
+    if ds not in [2**level for level in range(len(mult))]:
+      raise ValueError(f"first_stage.attention_resolutions holds {ds}; the down-sampling factors end at {factor}")
+
+
+def check_model(model, size, what="data.image_size"):
+  """Shapes of a UNet that cannot be; `size` is the height of its input, `what` names it."""
   deepest = 2 ** (len(model.channel_mult) - 1)
   if not model.channel_mult or min(model.channel_mult) < 1:
     raise ValueError(f"model.channel_mult {tuple(model.channel_mult)} needs at least one level, each 1 or more")
-  if image_size % deepest:
+  if size % deepest:
     raise ValueError(
-        f"data.image_size {image_size} is not divisible by {deepest}, the down-sampling of {len(model.channel_mult)}"
+        f"{what} {size} is not divisible by {deepest}, the down-sampling of {len(model.channel_mult)}"
         " levels; change it or shorten model.channel_mult"
     )
   possible = [2**level for level in range(len(model.channel_mult))]
