@@ -8,6 +8,7 @@ from binarydm_jax.quant.activations import initial_activation_step, lsq_activati
 from binarydm_jax.quant.gates import Gates, gates_at, progressive_rings
 from binarydm_jax.quant.inspection import LayerInfo, inspect_layers, resolve
 from binarydm_jax.quant.layers import LayerGate, QuantConv, QuantDense, QuantMatmul, calibrate
+from binarydm_jax.quant.packed_variables import dequantized, pack, unpack
 from binarydm_jax.quant.packing import pack_codes, pack_signs, packed_size, unpack_codes, unpack_signs
 from binarydm_jax.quant.rules import LayerRule, Rule, Rules, parse_override, preset
 from binarydm_jax.quant.ste import positive, round_ste, sign_ste
@@ -32,6 +33,7 @@ __all__ = [
   "Rule",
   "Rules",
   "calibrate",
+  "dequantized",
   "gates_at",
   "initial_activation_step",
   "initial_scale1",
@@ -43,6 +45,7 @@ __all__ = [
   "lsq_weight",
   "multi_basis",
   "one_basis",
+  "pack",
   "pack_codes",
   "pack_signs",
   "packed_size",
@@ -53,6 +56,7 @@ __all__ = [
   "resolve",
   "round_ste",
   "sign_ste",
+  "unpack",
   "unpack_codes",
   "unpack_signs",
 ]
