@@ -1,7 +1,7 @@
 """Binarizers and quantizers for JAX, usable alone (needs jax and flax only).
 
 Array functions (`one_basis`, `multi_basis`, `lsq`), flax layers (`QuantConv`, `QuantDense`, `QuantMatmul`), rules that
-say which layer is quantized how, gates that change it over time, and packing to bits.
+say which layer is quantized how, gates that change it over time, `binarize` for a module of your own, packing to bits.
 """
 
 from binarydm_jax.quant.activations import initial_activation_step, lsq_activation
@@ -13,6 +13,7 @@ from binarydm_jax.quant.packing import pack_codes, pack_signs, packed_size, unpa
 from binarydm_jax.quant.rules import LayerRule, Rule, Rules, parse_override, preset
 from binarydm_jax.quant.ste import positive, round_ste, sign_ste
 from binarydm_jax.quant.step_size import lsq
+from binarydm_jax.quant.student import binarize, untrained
 from binarydm_jax.quant.weights import (
   initial_scale1,
   initial_scale2,
@@ -32,6 +33,7 @@ __all__ = [
   "QuantMatmul",
   "Rule",
   "Rules",
+  "binarize",
   "calibrate",
   "dequantized",
   "gates_at",
@@ -59,4 +61,5 @@ __all__ = [
   "unpack",
   "unpack_codes",
   "unpack_signs",
+  "untrained",
 ]
