@@ -1,9 +1,11 @@
-"""What the README shows is true: its library example runs, the fields, modes and files that it names exist."""
+"""What the README shows is true: its example of the library runs, the fields, modes and files that it names exist."""
 
 import re
 from pathlib import Path
 
 import jax
+import numpy as np
+from safetensors.numpy import load_file
 
 from binarydm_jax.main import MODES
 from binarydm_jax.training.methods import METHODS
@@ -14,15 +16,22 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_library_example_runs():
-  """The block of Python gives gradients for both collections, none of them all zero."""
-  (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-  names = {}
+def test_binarize_your_own_model_runs(tmp_path, monkeypatch):
+  """The Python block gives gradients for both collections and a file; the lines below it read that file back."""
+  section = README.split("## Binarize your own model")[1].split("\n## ")[0]
+  (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+  (read,) = re.findall(r"```\n(table = .*?)```", section, re.DOTALL)
+  monkeypatch.chdir(tmp_path)
+  names = {"load_file": load_file}
   exec(code, names)
   gradients = names["gradients"]
   assert set(gradients) == {"params", "quant"}
-  for part in gradients.values():
-    assert sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(part)) > 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert abs(leaf).sum() > 0, path
+  wanted = names["student"].apply(names["variables"], names["x"], names["condition"])
+  setup, expression = read.rstrip().rsplit("\n", 1)
+  exec(setup, names)
+  np.testing.assert_allclose(eval(expression, names), wanted, atol=1e-5)
 
 
 def test_fields_modes_and_methods_exist():

@@ -1,9 +1,6 @@
-"""The packed model: a safetensors file of sign bits, scales, steps and float remainder, with its description as JSON.
+"""The packed U-Net: a safetensors file of sign bits, scales, steps and float remainder, with its description as JSON.
 
-Tensors, for a layer at PATH: "PATH/signs1" and "PATH/signs2" (uint8, one bit a weight in C order of HWIO, little-endian
-in a byte, 1 for +1), "PATH/scale1", "PATH/scale2"; for LSQ weights "PATH/codes" (`weight_bits` bits a weight, offset by
-2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product). Whatever is
-not quantized stands under its parameter's path in float32. Metadata: "format", "version" and "description".
+The tensors are those of `quant.pack`. Metadata: "format", "version" and "description".
 """
 
 import dataclasses
@@ -24,7 +21,6 @@ from binarydm_jax.diffusion import TARGETS, Schedule, make_schedule
 from binarydm_jax.files import write_atomically
 from binarydm_jax.models.unet import UNet
 from binarydm_jax.quant import LayerRule
-from binarydm_jax.quant.step_size import codes, levels
 
 FORMAT, VERSION = "binarydm_jax-packed", "1"
 MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(UNet) if f.name not in ("rules", "dtype", "parent", "name"))
@@ -58,63 +54,6 @@ def _flat(tree):
   return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def pack(variables, table):
-  """{"params", "quant"} -> name -> numpy array, as in the file.
-
-  Args:
-    variables: trained, float32.
-    table: path -> LayerRule as deployed (no "evolving").
-  """
-  params, learned = _flat(jax.device_get(variables["params"])), _flat(jax.device_get(variables.get("quant", {})))
-  tensors = {}
-  for path, rule in table.items():
-    name = f"{path}/kernel"
-    if rule.weights == "float" or name not in params:
-      continue
-    kernel = params.pop(name).astype(np.float32)
-    if rule.weights == "lsq":
-      step = np.asarray(learned.pop(f"{path}/weight_step"))
-      integers = np.asarray(codes(kernel, step, rule.weight_bits)) - levels(rule.weight_bits)[0]
-      tensors[f"{path}/codes"] = quant.pack_codes(integers.astype(np.uint8), rule.weight_bits)
-      tensors[f"{path}/weight_step"] = np.asarray(quant.positive(step))
-      continue
-    scale1 = np.asarray(quant.positive(learned.pop(f"{path}/scale1")))
-    tensors[f"{path}/signs1"], tensors[f"{path}/scale1"] = quant.pack_signs(kernel), scale1
-    scale2 = learned.pop(f"{path}/scale2", None)  # left over by an evolving basis that is gone
-    if rule.bases == 2:
-      # The residual by the very arithmetic of the trained graph: a fused multiply-add elsewhere could flip a sign.
-      residual = np.asarray(kernel - quant.one_basis(kernel, scale1))
-      tensors[f"{path}/signs2"] = quant.pack_signs(residual)
-      tensors[f"{path}/scale2"] = np.asarray(quant.positive(scale2))
-  for name, value in params.items():
-    tensors[name] = np.asarray(value, np.float32)
-  for name, value in learned.items():  # the steps of activations, floored as the quantizers floor them
-    tensors[name] = np.asarray(quant.positive(value), np.float32)
-  return tensors
-
-
-def unpack(tensors, table, shapes):
-  """The inverse: name -> array, rules and kernel shapes -> {"params", "quant"} with dequantized kernels."""
-  tensors = dict(tensors)
-  params, learned = {}, {}
-  for path, rule in table.items():
-    if path not in shapes or rule.weights == "float":
-      continue
-    shape = shapes[path]
-    if rule.weights == "lsq":
-      integers = quant.unpack_codes(tensors.pop(f"{path}/codes"), rule.weight_bits, shape).astype(np.float32)
-      kernel = (integers + levels(rule.weight_bits)[0]) * tensors.pop(f"{path}/weight_step")
-    else:
-      kernel = tensors.pop(f"{path}/scale1") * quant.unpack_signs(tensors.pop(f"{path}/signs1"), shape)
-      if rule.bases == 2:
-        kernel = kernel + tensors.pop(f"{path}/scale2") * quant.unpack_signs(tensors.pop(f"{path}/signs2"), shape)
-    params[f"{path}/kernel"] = kernel
-  for name, value in tensors.items():
-    (learned if name.rsplit("/", 1)[-1] in ("step", "step_a", "step_b") else params)[name] = value
-  return {name: flax.traverse_util.unflatten_dict(tree, sep="/") for name, tree in
-          (("params", params), ("quant", learned))}
-
-
 def export(path, variables, model, table, layers, diffusion, image_shape, **about):
   """Writes the packed file (temporary name, then rename).
 
@@ -138,7 +77,7 @@ def export(path, variables, model, table, layers, diffusion, image_shape, **abou
       **about,
   )
   metadata = {"format": FORMAT, "version": VERSION, "description": json.dumps(description)}
-  write_atomically(path, save(pack(variables, table), metadata=metadata))
+  write_atomically(path, save(quant.pack(variables, table), metadata=metadata))
   return file_sizes(path)
 
 
@@ -226,9 +165,8 @@ def load(path):
     if name.rsplit("/", 1)[-1] in ("scale1", "scale2", "weight_step", "step", "step_a", "step_b"):
       if (tensor <= 0).any():
         raise PackedError(f"{path}: {name} holds scales that are not positive")
-  variables = unpack(tensors, table, shapes)
-  floats = {p: dataclasses.replace(rule, weights="float") for p, rule in table.items()}
-  return PackedModel(model.clone(rules=floats), variables, schedule, target, image_shape, description)
+  variables = quant.unpack(tensors, table, shapes)
+  return PackedModel(model.clone(rules=quant.dequantized(table)), variables, schedule, target, image_shape, description)
 
 
 def _tuple(value: Any):

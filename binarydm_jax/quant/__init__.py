@@ -1,17 +1,19 @@
 """Binarizers and quantizers for JAX, usable alone (needs jax and flax only).
 
 Array functions (`one_basis`, `multi_basis`, `lsq`), flax layers (`QuantConv`, `QuantDense`, `QuantMatmul`), rules that
-say which layer is quantized how, gates that change it over time, and packing to bits.
+say which layer is quantized how, gates that change it over time, `binarize` for a module of your own, packing to bits.
 """
 
 from binarydm_jax.quant.activations import initial_activation_step, lsq_activation
 from binarydm_jax.quant.gates import Gates, gates_at, progressive_rings
 from binarydm_jax.quant.inspection import LayerInfo, inspect_layers, resolve
 from binarydm_jax.quant.layers import LayerGate, QuantConv, QuantDense, QuantMatmul, calibrate
+from binarydm_jax.quant.packed_variables import dequantized, pack, unpack
 from binarydm_jax.quant.packing import pack_codes, pack_signs, packed_size, unpack_codes, unpack_signs
 from binarydm_jax.quant.rules import LayerRule, Rule, Rules, parse_override, preset
 from binarydm_jax.quant.ste import positive, round_ste, sign_ste
 from binarydm_jax.quant.step_size import lsq
+from binarydm_jax.quant.student import binarize, untrained
 from binarydm_jax.quant.weights import (
   initial_scale1,
   initial_scale2,
@@ -31,7 +33,9 @@ __all__ = [
   "QuantMatmul",
   "Rule",
   "Rules",
+  "binarize",
   "calibrate",
+  "dequantized",
   "gates_at",
   "initial_activation_step",
   "initial_scale1",
@@ -43,6 +47,7 @@ __all__ = [
   "lsq_weight",
   "multi_basis",
   "one_basis",
+  "pack",
   "pack_codes",
   "pack_signs",
   "packed_size",
@@ -53,6 +58,8 @@ __all__ = [
   "resolve",
   "round_ste",
   "sign_ste",
+  "unpack",
   "unpack_codes",
   "unpack_signs",
+  "untrained",
 ]

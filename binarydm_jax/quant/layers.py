@@ -1,7 +1,8 @@
 """Quantized layers for flax.linen. `rules=None` is the full-precision layer with the same parameters.
 
 Latent weights live in the collection `params`, scales and activation steps in `quant`. Both are trained: pass
-`{"params": ..., "quant": ...}` to `apply` and differentiate with respect to both. `calibrate` makes `quant`.
+`{"params": ..., "quant": ...}` to `apply` and differentiate with respect to both. `calibrate` makes `quant`
+(`binarize` calls it).
 """
 
 import math
@@ -52,7 +53,7 @@ class _Quantized(nn.Module):
     if not self.has_variable("quant", name) and not self.is_mutable_collection("quant"):
       raise ValueError(
           f"{'/'.join(self.path)}/{name}: no collection 'quant' was given; apply the model with"
-          " {'params': ..., 'quant': ...}, the second from `quant.calibrate(model, params, *inputs)`"
+          " {'params': ..., 'quant': ...} and train both; `quant.binarize` or `quant.calibrate` makes the second"
       )
     return self.variable("quant", name, initial).value
 

@@ -1,4 +1,4 @@
-"""The packed file: bit-exact weights, the same predictions, exact sizes, and damage that is always a PackedError."""
+"""The packed file: the same predictions, exact sizes, and damage that is always a PackedError."""
 
 import json
 import pathlib
@@ -14,7 +14,6 @@ from binarydm_jax import quant
 from binarydm_jax.deploy import PackedError, export, load, model_cost, packed
 from binarydm_jax.deploy.cost import deployed_table
 from binarydm_jax.models.unet import EDGES, UNet
-from binarydm_jax.quant import LayerRule
 
 DIFFUSION = dict(schedule="linear", num_timesteps=200, beta_start=1e-4, beta_end=0.04, target="eps")
 SHAPE = (8, 8, 1)
@@ -44,49 +43,6 @@ def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, **fields)
 def write(path, made, **about):
   model, table, layers, variables = made
   return export(path, variables, model.clone(rules=None), table, layers, DIFFUSION, SHAPE, **about)
-
-
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-RULES = [LayerRule("one_basis"), LayerRule("multi_basis"), LayerRule("evolving")]
-RULES += [LayerRule("lsq", bits) for bits in range(2, 9)]
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 3, 5), (7, 3)], ids=["conv", "dense"])
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.weights}{rule.weight_bits}")
-def test_dequantized_kernels_are_what_the_quantizers_compute(rule, shape):
-  """Bit for bit, for sizes that do not fill their last byte, with zeros and a scale under the floor."""
-  rng = np.random.default_rng(0)
-  kernel = rng.standard_normal(shape).astype(np.float32)
-  kernel.reshape(-1)[:4] = (0.0, -0.0, 1.0, -1.0)
-  scales = [rng.uniform(0.05, 1, shape[-1]).astype(np.float32) for _ in range(2)]
-  scales[0][0] = scales[1][1] = -0.1  # gone below zero: the quantizers floor it
-  scales[0][2] = 1.0  # |w| = scale1: a residual of exactly zero
-  if rule.weights == "lsq":
-    learned = {"weight_step": scales[0]}
-    wanted = jax.jit(quant.lsq_weight, static_argnums=2)(kernel, scales[0], rule.weight_bits)
-  elif rule.bases == 2:
-    learned = {"scale1": scales[0], "scale2": scales[1]}
-    wanted = jax.jit(quant.multi_basis)(kernel, *scales)
-  else:
-    learned = {"scale1": scales[0], "scale2": scales[1]}  # a second scale left over from stage 1 is dropped
-    wanted = jax.jit(quant.one_basis)(kernel, scales[0])
-  variables = {"params": {"a": {"b": {"kernel": kernel, "bias": scales[1]}}}, "quant": {"a": {"b": learned}}}
-  tensors = packed.pack(variables, {"a/b": rule})
-  names = {"lsq": {"codes", "weight_step"}}.get(rule.weights, {f"{n}{i + 1}" for n in ("signs", "scale")
-                                                               for i in range(rule.bases)})
-  assert set(tensors) == {f"a/b/{name}" for name in names | {"bias"}}
-  back = packed.unpack(tensors, {"a/b": rule}, {"a/b": shape})
-  np.testing.assert_array_equal(back["params"]["a"]["b"]["kernel"], wanted)
-  np.testing.assert_array_equal(back["params"]["a"]["b"]["bias"], scales[1])
-  assert back["quant"] == {}
-
-
-def test_sign_bits_by_hand():
-  """C order, little-endian in a byte, 1 for +1: (+ - + + - - - -) is 0b00001101, then (+) is 1."""
-  kernel = np.array([1, -1, 2, 0, -3, -1, -1, -1, 1], np.float32).reshape(9, 1)
-  variables = {"params": {"a": {"kernel": kernel}}, "quant": {"a": {"scale1": np.ones(1, np.float32)}}}
-  assert packed.pack(variables, {"a": LayerRule("one_basis")})["a/signs1"].tolist() == [13, 1]
 
 
 # --- whole models -----------------------------------------------------------------------------------------------------
