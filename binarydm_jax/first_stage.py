@@ -1,4 +1,4 @@
-"""The frozen first stage of latent diffusion, ready to use: images -> latents for training, latents -> images after it."""
+"""The frozen first stage of latent diffusion, ready to use: images -> latents for training, and back after it."""
 
 import dataclasses
 import functools

@@ -1,8 +1,8 @@
 """Command line: python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --mode=all
 
 Modes: all (teacher if none is given, binarize, export, evaluate, report), pretrain, encode (latents of the training
-images to disk), binarize, sample, evaluate, export, info. Run again in the same workdir, each continues where it stopped. Errors are one line; BINARYDM_TRACEBACK=1 shows
-where they come from.
+images to disk), binarize, sample, evaluate, export, info. Run again in the same workdir, each continues where it
+stopped. Errors are one line; BINARYDM_TRACEBACK=1 shows where they come from.
 """
 
 import os

@@ -77,7 +77,7 @@ def get_config():
           latent_channels=3,
           codebook_size=8192,  # vq
           norm_groups=32,
-          scale_factor=1.0,  # of latents; 0: the checkpoint's, or 1 / standard deviation of the first batch (LDM's rule)
+          scale_factor=1.0,  # of latents; 0: the checkpoint's, or 1 / deviation of the first batch (LDM's rule)
           cache="",  # folder of latents that --mode=encode writes and training reads; empty: encoded at every step
           batch_size=8,  # images that are encoded or decoded at once, outside training
       )

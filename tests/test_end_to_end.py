@@ -219,6 +219,6 @@ def test_load_needs_only_the_file(run):
   """The public loader gives a model that can be called."""
   _, workdir = run
   packed = load(workdir / "model.safetensors")
-  x = np.zeros((2, *packed.image_shape), np.float32)
+  x = np.zeros((2, *packed.input_shape), np.float32)
   prediction, features = packed.model.apply(packed.variables, x, np.array([1, 2]))
   assert prediction.shape == x.shape and len(features) == 9

@@ -5,13 +5,13 @@ The tensors are those of `quant.pack`. Metadata: "format", "version" and "descri
 
 import dataclasses
 import json
+import math
 import os
 import struct
 from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -19,11 +19,13 @@ from safetensors.numpy import save
 from binarydm_jax import quant
 from binarydm_jax.diffusion import TARGETS, Schedule, make_schedule
 from binarydm_jax.files import write_atomically
-from binarydm_jax.models.unet import UNet
+from binarydm_jax.models import Autoencoder, UNet
 from binarydm_jax.quant import LayerRule
 
-FORMAT, VERSION = "binarydm_jax-packed", "1"
-MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(UNet) if f.name not in ("rules", "dtype", "parent", "name"))
+FORMAT, VERSION = "binarydm_jax-packed", "2"
+# How a network is computed is not part of what it is.
+_HOW = ("rules", "dtype", "remat", "parent", "name")
+MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(UNet) if f.name not in _HOW)
 
 
 class PackedError(ValueError):
@@ -38,7 +40,8 @@ class PackedModel:
     model: a UNet whose weights are already dequantized and whose activations are quantized.
     variables: {"params", "quant"}, float32.
     schedule, target: of the diffusion.
-    image_shape: (h, w, c).
+    input_shape: (h, w, c) of images, or of latents.
+    first_stage: None, or the fields of the Autoencoder that the latents belong to, and their "scale_factor".
     description: the file's JSON.
   """
 
@@ -46,7 +49,8 @@ class PackedModel:
   variables: dict
   schedule: Schedule
   target: str
-  image_shape: tuple
+  input_shape: tuple
+  first_stage: dict | None
   description: dict
 
 
@@ -54,7 +58,7 @@ def _flat(tree):
   return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def export(path, variables, model, table, layers, diffusion, image_shape, **about):
+def export(path, variables, model, table, layers, diffusion, input_shape, first_stage=None, **about):
   """Writes the packed file (temporary name, then rename).
 
   Args:
@@ -64,7 +68,8 @@ def export(path, variables, model, table, layers, diffusion, image_shape, **abou
     table: rules as deployed, from `cost.deployed_table`.
     layers: from `quant.inspect_layers`.
     diffusion: dict of schedule, num_timesteps, beta_start, beta_end, target.
-    image_shape: (h, w, c).
+    input_shape: (h, w, c) of images, or of latents.
+    first_stage: as in PackedModel; its weights stay in a file of their own.
     **about: further JSON for the description, such as method or class names.
   Returns:
     (payload bytes, header bytes) of the file on disk.
@@ -73,7 +78,8 @@ def export(path, variables, model, table, layers, diffusion, image_shape, **abou
       model={name: getattr(model, name) for name in MODEL_FIELDS},
       layers={layer.path: dict(dataclasses.asdict(table[layer.path]), shape=layer.kernel_shape) for layer in layers},
       diffusion=dict(diffusion),
-      image_shape=list(image_shape),
+      input_shape=list(input_shape),
+      first_stage=first_stage,
       **about,
   )
   metadata = {"format": FORMAT, "version": VERSION, "description": json.dumps(description)}
@@ -88,11 +94,9 @@ def file_sizes(path):
   return os.path.getsize(path) - header, header
 
 
-def _expected(model, table, image_shape):
+def _expected(model, table, input_shape):
   """(name -> (shape, dtype) of every tensor that the file must hold, path -> kernel shape), from abstract shapes."""
-  h, w, c = image_shape
-  inputs = [jax.ShapeDtypeStruct((1, h, w, c), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
-  inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32) if model.num_classes else None)
+  inputs = model.abstract_inputs(input_shape)
   shapes = jax.eval_shape(lambda *x: model.clone(rules=table).init(jax.random.key(0), *x), *inputs)
   params, learned = _flat(shapes["params"]), _flat(shapes.get("quant", {}))
   expected = {name: (tuple(leaf.shape), np.float32) for name, leaf in {**params, **learned}.items()}
@@ -139,15 +143,16 @@ def load(path):
   description, tensors = _read(path)
   try:
     fields = {name: _tuple(description["model"][name]) for name in MODEL_FIELDS}
-    diffusion, image_shape = description["diffusion"], tuple(int(n) for n in description["image_shape"])
+    diffusion, input_shape = description["diffusion"], tuple(int(n) for n in description["input_shape"])
     rule_fields = [f.name for f in dataclasses.fields(LayerRule)]
     table = {p: LayerRule(**{f: row[f] for f in rule_fields}) for p, row in description["layers"].items()}
     model = UNet(**fields)
+    first_stage = _first_stage(description["first_stage"])
     schedule = make_schedule(*(diffusion[f] for f in ("schedule", "num_timesteps", "beta_start", "beta_end")))
     target = diffusion["target"]
     if target not in TARGETS or not schedule.num_timesteps:
       raise ValueError(f"target {target!r}, {schedule.num_timesteps} timesteps")
-    expected, shapes = _expected(model, table, image_shape)
+    expected, shapes = _expected(model, table, input_shape)
     for p, row in description["layers"].items():
       if tuple(row["shape"]) != shapes.get(p, ()):
         raise ValueError(f"layer {p!r} has shape {row['shape']}, not {shapes.get(p, ())}")
@@ -166,7 +171,20 @@ def load(path):
       if (tensor <= 0).any():
         raise PackedError(f"{path}: {name} holds scales that are not positive")
   variables = quant.unpack(tensors, table, shapes)
-  return PackedModel(model.clone(rules=quant.dequantized(table)), variables, schedule, target, image_shape, description)
+  model = model.clone(rules=quant.dequantized(table))
+  return PackedModel(model, variables, schedule, target, input_shape, first_stage, description)
+
+
+def _first_stage(fields):
+  """The description's first stage, checked: None, or the fields of an Autoencoder and a positive scale factor."""
+  if fields is None:
+    return None
+  fields = {name: _tuple(value) for name, value in fields.items()}
+  factor = float(fields["scale_factor"])
+  if not (factor > 0 and math.isfinite(factor)):
+    raise ValueError(f"scale factor {factor}")
+  Autoencoder(**{name: value for name, value in fields.items() if name != "scale_factor"})
+  return {**fields, "scale_factor": factor}
 
 
 def _tuple(value: Any):

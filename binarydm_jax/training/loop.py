@@ -58,12 +58,15 @@ def get_first_stage(problem, workdir, stored=True):
   """
   if problem.first_stage is None:
     return None
-  return open_first_stage(
-      problem.config,
-      problem.first_stage,
-      workdir,
-      lambda: next(_stored_batches(problem, "student", sharding.make_mesh(), 0, stored)),
-  )
+
+  def first_batch():
+    if problem.train_data is None:
+      raise TrainingError(
+          "first_stage.scale_factor is 0, and only training finds it: run --mode=binarize first, or give a number"
+      )
+    return next(_stored_batches(problem, "student", sharding.make_mesh(), 0, stored))
+
+  return open_first_stage(problem.config, problem.first_stage, workdir, first_batch)
 
 
 def _batches(problem, stage, mesh, start_step, workdir=None):

@@ -55,6 +55,8 @@ MODELS = {
     "full precision a32": dict(weights="full_precision"),
     "full precision a4": dict(weights="full_precision", act_bits=4),
     "lmb conditional, scale and shift": dict(weights="lmb", num_classes=3, scale_shift=True),
+    "cross-attention": dict(weights="lmb", act_bits=8, num_classes=3, null_class=True, context_dim=6),
+    "ddpm": dict(weights="baseline", layout="ddpm", num_heads=1),
 }
 
 
@@ -71,7 +73,7 @@ def test_a_loaded_model_predicts_what_the_student_does(name, tmp_path):
   assert payload == sum(tensor.nbytes for tensor in load_file(path).values())
 
   loaded = load(path)
-  assert loaded.image_shape == SHAPE and loaded.target == "eps"
+  assert loaded.input_shape == SHAPE and loaded.target == "eps"
   np.testing.assert_allclose(loaded.schedule.betas, np.linspace(1e-4, 0.04, 200), rtol=1e-12)
   assert loaded.description["classes"] == ["a", "b"] and loaded.model.num_classes == model.num_classes
   x, t = jax.random.normal(jax.random.key(9), (3, *SHAPE)), jnp.array([0, 20, 199])
@@ -180,9 +182,9 @@ def test_damaged_content(good, tmp_path, change, match):
     (("diffusion", "num_timesteps"), 0),
     (("diffusion", "beta_end"), 7),
     (("diffusion", "target"), "score"),
-    (("image_shape",), [8, 8]),
-    (("image_shape",), [1e9999, 8, 1]),
-    (("image_shape",), [0, 8, 1]),
+    (("input_shape",), [8, 8]),
+    (("input_shape",), [1e9999, 8, 1]),
+    (("input_shape",), [0, 8, 1]),
     (("layers", NAME, "weights"), "two_bases"),
     (("layers", NAME, "shape"), [3, 3, 8, 9]),
     (("layers", NAME, "shape"), [8, 3, 3, 8]),
@@ -225,11 +227,11 @@ def test_single_byte_mutations(good, tmp_path, monkeypatch):
   """100 in the header, 100 in the payload: a PackedError or a model, never another exception."""
   known, real = {}, packed._expected
 
-  def remembered(model, table, image_shape):
+  def remembered(model, table, input_shape):
     """Tracing the network takes most of the time, and most mutations leave its description as it is."""
-    key = repr((model, table, image_shape))
+    key = repr((model, table, input_shape))
     if key not in known:
-      known[key] = real(model, table, image_shape)
+      known[key] = real(model, table, input_shape)
     return known[key]
 
   monkeypatch.setattr(packed, "_expected", remembered)

@@ -1,0 +1,172 @@
+"""Latent diffusion from a published file, through the command line: one checkpoint holds teacher and first stage."""
+
+import json
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from binarydm_jax import main
+from binarydm_jax.data import open_latents
+from binarydm_jax.deploy import packed
+from binarydm_jax.first_stage import open_first_stage
+from binarydm_jax.importers import autoencoder_entries, load_autoencoder, restore, unet_entries
+from binarydm_jax.training import loop
+from binarydm_jax.training.problem import build
+from binarydm_jax.training.sharding import make_mesh
+from tests import tiny
+
+torch = pytest.importorskip("torch")
+
+FIELDS = {
+  "method": "baseline",
+  "model.class_conditional": True,
+  "model.null_class": True,
+  "model.context_dim": 6,
+  "model.channel_mult": (1,),
+  "student.label_dropout": 0.5,
+  "student.steps": 2,
+  "first_stage.kind": "kl",
+  "first_stage.channels": 4,
+  "first_stage.channel_mult": (1, 1),
+  "first_stage.num_res_blocks": 1,
+  "first_stage.latent_channels": 2,
+  "first_stage.norm_groups": 2,
+  "first_stage.scale_factor": 0.0,
+  "first_stage.batch_size": 150,
+  "sample.guidance": 2.0,
+  "sample.steps": 2,
+  "evaluation.feature_network": "none",
+  "evaluation.num_samples": 6,
+  "evaluation.heldout_images": 10,
+}
+
+
+def publish(config, path, scale_factor=None):
+  """A latent diffusion .ckpt with random weights for the networks of a config."""
+  problem = build(config)
+  rng = np.random.default_rng(0)
+
+  def random(model, *inputs):
+    tree = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)["params"]
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), tree)
+
+  def names(model, params, entries):
+    return restore(params, entries(model, flax.traverse_util.flatten_dict(params, sep="/"), "compvis"))
+
+  unet = names(problem.teacher, random(problem.teacher, *problem.inputs()), unet_entries)
+  image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+  stage = names(problem.first_stage, random(problem.first_stage, image), autoencoder_entries)
+  state = {"cond_stage_model.embedding.weight": unet.pop("class_embedder.weight")}
+  state |= {f"model.diffusion_model.{name}": value for name, value in unet.items()}
+  state |= {f"first_stage_model.{name}": value for name, value in stage.items()}
+  state = {name: torch.tensor(value) for name, value in state.items()}
+  if scale_factor:
+    state["scale_factor"] = torch.tensor(scale_factor)
+  torch.save({"state_dict": state}, path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """(config, workdir) of a finished run that read its latents from disk."""
+  folder = tmp_path_factory.mktemp("latents")
+  config = tiny.get_config(
+      **FIELDS, **{"teacher.checkpoint": str(folder / "ldm.ckpt"), "first_stage.cache": str(folder / "cache")}
+  )
+  publish(config, folder / "ldm.ckpt")
+  main.run(config, folder / "run", "encode")
+  main.run(config, folder / "run", "all")
+  return config, folder / "run"
+
+
+def test_scale_factor_of_the_first_batch(run):
+  """Without a factor in config or file, the first batch's latents get unit variance, and the run keeps the number."""
+  config, workdir = run
+  kept = json.loads((workdir / "first_stage.json").read_text())
+  problem = build(config)
+  tree, factor = load_autoencoder(config.teacher.checkpoint, problem.first_stage)
+  assert factor is None and set(tree) == {"encoder", "decoder", "quant_conv", "post_quant_conv"}
+  stage = open_first_stage(config, problem.first_stage, workdir, None)
+  assert stage.scale_factor == kept["scale_factor"]
+  images = np.stack([problem.train_data[i]["image"] for i in range(300)])
+  latents = stage.latents(stage.moments(images, 150), jax.random.key(1))
+  assert 0.8 < np.std(latents) < 1.25
+
+
+def test_cache_holds_the_moments(run):
+  """--mode=encode wrote what the first stage says of each training image."""
+  config, workdir = run
+  problem = build(config)
+  stage = open_first_stage(config, problem.first_stage, workdir, None)
+  cache = open_latents(config.first_stage.cache)
+  assert len(cache) == len(problem.train_data) == 1500
+  rows = [problem.train_data[i] for i in (0, 7, 1499)]
+  moments = stage.moments(np.stack([row["image"] for row in rows]), 150)
+  for i, row, wanted in zip((0, 7, 1499), rows, moments):
+    np.testing.assert_allclose(cache[i]["moments"], wanted, rtol=1e-4, atol=1e-5)
+    assert cache[i]["label"] == row["label"]
+
+
+def test_batches_from_disk_and_on_the_fly(run):
+  """Encoding at every step gives the latents that the cache gives, the posterior's noise included."""
+  config, workdir = run
+  streams = []
+  for cache in (config.first_stage.cache, ""):
+    config = config.copy_and_resolve_references()
+    config.first_stage.cache = cache
+    streams.append(loop._batches(build(config), "student", make_mesh(), 3, workdir))
+  for _ in range(2):
+    stored, encoded = (next(stream) for stream in streams)
+    assert stored["image"].shape == (8, 4, 4, 2)
+    np.testing.assert_allclose(stored["image"], encoded["image"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(stored["label"], encoded["label"])
+
+
+def test_results_are_images(run):
+  """Samples of teacher and packed student are decoded; the held-out loss is that of latents."""
+  config, workdir = run
+  results = json.loads((workdir / "results.json").read_text())
+  for row in results["models"]:
+    samples = np.load(workdir / "samples" / f"{row['name']}.npz")["arr_0"]
+    assert samples.shape == (6, 8, 8, 1) and samples.dtype == np.uint8
+    assert row["guidance"] == 2.0 and np.isfinite(row["heldout_loss"])
+  file = packed.load(workdir / "model.safetensors")
+  assert file.input_shape == (4, 4, 2) and file.model.null_class and file.model.context_dim == 6
+  assert file.first_stage["kind"] == "kl"
+  assert file.first_stage["scale_factor"] == json.loads((workdir / "first_stage.json").read_text())["scale_factor"]
+
+
+def test_sampling_without_data(run, tmp_path):
+  """The packed file needs the first stage's weights, and neither data nor the run; without them one line says so."""
+  config, workdir = run
+  config = config.copy_and_resolve_references()
+  config.unlock()
+  config.data.source = "folder:/nowhere"
+  config.sample.model = str(workdir / "model.safetensors")
+  main.run(config, tmp_path, "sample")
+  assert np.load(tmp_path / "samples" / "packed.npz")["arr_0"].shape == (6, 8, 8, 1)
+  config.teacher.checkpoint = ""
+  with pytest.raises(ValueError, match="first_stage.checkpoint is empty"):
+    main.run(config, tmp_path, "sample")
+
+
+def test_wrong_first_stage_and_cache(run, tmp_path):
+  """A cache of other latents, a missing cache, a first stage of another shape: one line before training."""
+  config, _ = run
+  config = config.copy_and_resolve_references()
+  other = tmp_path / "other.ckpt"
+  publish(config, other, scale_factor=0.3)
+  problem = build(config)
+  assert open_first_stage(config, problem.first_stage, tmp_path, None, 0.5).scale_factor == 0.5
+  config.first_stage.checkpoint = str(other)
+  assert open_first_stage(config, problem.first_stage, tmp_path, None).scale_factor == pytest.approx(0.3)
+  config.data.holdout = 0.2
+  with pytest.raises(ValueError, match=r"holdout.*--mode=encode"):
+    main.run(config, tmp_path / "a", "binarize")
+  config.first_stage.cache = str(tmp_path / "nowhere")
+  with pytest.raises(ValueError, match=r"nowhere.*--mode=encode"):
+    main.run(config, tmp_path / "b", "binarize")
+  config.first_stage.update(dict(cache="", channels=8))
+  with pytest.raises(ValueError, match=r"other.ckpt.*of another shape"):
+    main.run(config, tmp_path / "c", "binarize")
