@@ -51,7 +51,8 @@ def run(config, workdir, mode):
     modes.sample(config, workdir, make_problem)
     return
   problem = build(config, with_data=mode not in ("info", "export"))
-  check_teacher(config)
+  if mode != "info":
+    check_teacher(config)
   lock_config(config, workdir, write=mode != "info")
   action = {
     "all": modes.run_all,

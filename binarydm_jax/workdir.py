@@ -45,7 +45,7 @@ def is_run(path):
 
 
 def check_teacher(config):
-  """Checks that `teacher.checkpoint`, if given, is there; if a run, then of the same network, images and diffusion.
+  """Checks that there is to be a teacher, and `teacher.checkpoint`: a run must have the same network and diffusion.
 
   What is in a published file is checked when it is read.
 
@@ -53,6 +53,8 @@ def check_teacher(config):
     ValueError: names the field that differs.
   """
   folder = config.teacher.checkpoint
+  if not folder and not config.teacher.steps:
+    raise ValueError("teacher.steps is 0 and no teacher.checkpoint is given; set one of them")
   if folder and not Path(folder).exists():
     raise ValueError(f"teacher.checkpoint {folder!r} does not exist: give the workdir of a run, or a published file")
   if not folder or not is_run(folder):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from binarydm_jax import main
+from binarydm_jax.training.problem import build
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,27 @@ CASES = {
   "seed": ({"seed": -1}, r"seed is -1; it must lie in 0"),
   "few real images": ({"data.source": "FOLDER"}, r"data.source has 3 training images; .* needs more than 129"),
   "no teacher": ({"teacher.steps": 0}, r"teacher.steps is 0 and no teacher.checkpoint is given"),
+  "classes of the data": (
+    {"model.class_conditional": True, "model.num_classes": 4}, r"model.num_classes is 4, and .* has 10 classes"
+  ),
+  "null class without labels": ({"model.null_class": True}, r"model.null_class is True, and model.class_conditional"),
+  "guidance": ({"sample.guidance": 2.0}, r"sample.guidance is 2.0; it needs model.null_class"),
+  "label dropout": ({"student.label_dropout": 0.1}, r"student.label_dropout needs model.null_class"),
+  "first stage": ({"first_stage.kind": "ae"}, r"first_stage.kind 'ae' is not one of none, vq, kl"),
+  "first stage without kind": ({"first_stage.cache": "x"}, r"first_stage.kind is 'none', so its checkpoint and cache"),
+  "size for the first stage": (
+    {"first_stage.kind": "vq", "first_stage.channel_mult": (1,) * 5}, r"data.image_size 8 is not divisible by 16"
+  ),
+  "size of the latents": (
+    {"first_stage.kind": "kl", "first_stage.channel_mult": (1,) * 4}, r"the size of the latents 1 is not divisible by 2"
+  ),
+  "first stage's attention": (
+    {"first_stage.kind": "vq", "first_stage.attention_resolutions": (3,)}, r"first_stage.attention_resolutions holds 3"
+  ),
+  "first stage's norm": ({"first_stage.kind": "vq", "first_stage.channels": 48}, r"first_stage.norm_groups 32 does"),
+  "layout": ({"model.layout": "adm"}, r"model.layout 'adm' is not one of ldm, ddpm"),
+  "compute type": ({"compute.dtype": "float16"}, r"compute.dtype 'float16' is not one of float32, bfloat16"),
+  "missing teacher": ({"teacher.checkpoint": "/no/such.ckpt"}, r"teacher.checkpoint '/no/such.ckpt' does not exist"),
   "labels": ({"data.source": "FOLDER", "model.class_conditional": True}, r"model.class_conditional needs labels"),
   "too many sampling steps": ({"sample.steps": 1000}, r"sample.steps 1000 is not in 1 .. 999"),
   "too few samples": ({"evaluation.num_samples": 64}, r"evaluation.num_samples 64 must be more than 64"),
@@ -73,14 +95,14 @@ def test_empty_folder_and_unreadable_image(tmp_path):
   """Both are named; an unreadable image is skipped only if asked."""
   config = tiny.get_config(**{"data.source": f"folder:{tmp_path}", "evaluation.feature_network": "none"})
   with pytest.raises(ValueError, match=str(tmp_path)):
-    main.run(config, str(tmp_path / "run"), "info")
+    build(config)
   for i in range(4):
     Image.fromarray(np.full((9, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
   (tmp_path / "broken.png").write_bytes(b"not an image")
   with pytest.raises(ValueError, match=r"broken.png.*data.skip_unreadable"):
-    main.run(config, str(tmp_path / "run"), "info")
+    build(config)
   config.data.skip_unreadable = True
-  main.run(config, str(tmp_path / "run"), "info")
+  assert len(build(config).train_data) == 3
 
 
 @pytest.mark.parametrize(

@@ -209,8 +209,9 @@ def build(config, with_data=True):
   train_data = test_data = None
   if with_data or (config.model.class_conditional and not config.model.num_classes):
     train_data, test_data = open_data(data)
-    check_features(config.evaluation, image_shape, len(train_data))
   num_classes = count_classes(config.model, data.source, train_data)
+  if train_data:
+    check_features(config.evaluation, image_shape, len(train_data))
   teacher = build_model(config.model, config.compute, shape[-1], num_classes)
   layers = quant.inspect_layers(teacher, *teacher.abstract_inputs(shape))
   table = rules.resolve(layers)

@@ -107,8 +107,6 @@ def check_config(config):
       raise ValueError(f"{stage}.learning_rate is {config[stage].learning_rate}; it must be above 0")
   if not 0 <= config.seed < 2**32:
     raise ValueError(f"seed is {config.seed}; it must lie in 0 .. 2**32 - 1")
-  if not config.teacher.steps and not config.teacher.checkpoint:
-    raise ValueError("teacher.steps is 0 and no teacher.checkpoint is given; set one of them")
   for path in ("log.samples_every", "checkpoint.every"):
     if field(config, path) % config.log.every:
       raise ValueError(

@@ -1,0 +1,15 @@
+"""LDM-4 on FFHQ, 256 x 256; the checkpoint is latent diffusion's `ffhq256`. The network is that of LSUN-Bedrooms.
+
+  python -m binarydm_jax.main --config=configs/ffhq_ldm4.py --workdir=runs/ffhq \
+    --config.teacher.checkpoint=model.ckpt --config.data.source=folder:ffhq256
+
+Variants: --config.quant.act_bits=32 | 8 | 4; --config.method=binarydm_v1 | baseline | lsq.
+"""
+
+from configs import ldm4
+
+
+def get_config():
+  config = ldm4.get_config()
+  config.data.source = "folder:data/ffhq256"
+  return config

@@ -1,0 +1,29 @@
+"""LDM-4 on LSUN-Bedrooms, 256 x 256: the paper's main setting. The checkpoint is latent diffusion's `lsun_beds256`.
+
+  python -m binarydm_jax.main --config=configs/lsun_bedrooms_ldm4.py --workdir=runs/bedrooms \
+    --config.teacher.checkpoint=model.ckpt --config.data.source=folder:lsun/bedrooms
+
+Variants, each one override, and the FID that was published for 50,000 samples by DDIM-100 (full precision 3.09). None
+of it was run here: it needs LSUN, the checkpoint and accelerators.
+
+  (none)                                                     BinaryDM (v5) W1A4      7.74
+  --config.quant.act_bits=32                                 BinaryDM (v5) W1A32     6.99
+  --config.distill.weight=0                                  EBB alone W1A4          8.53
+  --config.method=baseline                                   one basis W1A4          10.87
+  --config.method=baseline --config.quant.act_bits=32        one basis W1A32         8.43
+  --config.method=binarydm_v1                                BinaryDM (v2-v4) W1.1A4 7.11
+  --config.method=lsq                                        LSQ W2A4 (v2-v4)        12.95
+  --config.quant.act_bits=8                                  W1A8
+
+On accelerators the command is the same; the batch of 4 is the paper's and must be a multiple of the devices.
+Encoding once, where the disk has room (12 KiB of latents an image, twice with mirror images): `--mode=encode
+--config.first_stage.cache=DIR`, then the commands above with the same flag.
+"""
+
+from configs import ldm4
+
+
+def get_config():
+  config = ldm4.get_config()
+  config.data.update(dict(source="tfds:lsun/bedroom"))
+  return config
