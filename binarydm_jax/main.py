@@ -6,29 +6,18 @@ stopped. Errors are one line; BINARYDM_TRACEBACK=1 shows where they come from.
 """
 
 import os
-import re
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
+
+from binarydm_jax.command_line import parse_flags, set_up_jax
 
 MODES = ("all", "pretrain", "encode", "binarize", "sample", "evaluate", "export", "info")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples, report.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
-
-
-def set_up_jax():
-  """The persistent compilation cache: a second run starts at once."""
-  import jax
-
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "binarydm_jax", "xla")
-    jax.config.update("jax_compilation_cache_dir", cache)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  # The libraries below log every detail at INFO; warnings stay.
-  logging.set_verbosity(logging.WARNING)
 
 
 def run(config, workdir, mode):
@@ -64,21 +53,6 @@ def run(config, workdir, mode):
     "info": modes.info,
   }[mode]
   action(problem, workdir)
-
-
-def parse_flags(argv):
-  """absl's flags, with one line for a config field that does not exist or has a wrong type."""
-  given = [argument.split("=")[0].removeprefix("--config.") for argument in argv if argument.startswith("--config.")]
-  try:
-    return app.parse_flags_with_usage(argv)
-  except AttributeError as error:
-    missing = re.search(r"\w+", str(error))[0]
-    name = next((path for path in given if missing in path.split(".")), missing)
-    hint = re.search(r'Did you mean "(\w+)"', str(error))
-    sys.exit(f"error: there is no config field {name!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
-             + " (configs/base.py lists all)")
-  except (TypeError, ValueError, ImportError, OSError) as error:
-    sys.exit(f"error: --config: {str(error).splitlines()[0]}")
 
 
 def main(argv):

@@ -285,13 +285,18 @@ def pretrain(problem, workdir, mesh=None):
 
 
 def prepare_student(problem, teacher_params, mesh, workdir=None):
-  """(state, frozen) before the student's first step: calibrated scales and steps, fitted projections.
+  """(state, frozen) before the student's first step, from the first training batches: see `initial_student`."""
+  stream = _batches(problem, "student", mesh, 0, workdir)
+  parts = [next(stream) for _ in range(problem.config.quant.calibration_batches)]
+  return initial_student(problem, teacher_params, parts, mesh)
 
-  Both come from the first training batches, with timesteps drawn uniformly from the run's seed.
+
+def initial_student(problem, teacher_params, parts, mesh):
+  """(state, frozen): scales and steps calibrated on the batches `parts`, projections fitted on the first of them.
+
+  Timesteps are drawn uniformly from the run's seed.
   """
   config = problem.config
-  stream = _batches(problem, "student", mesh, 0, workdir)
-  parts = [next(stream) for _ in range(config.quant.calibration_batches)]
   labels_used = config.model.class_conditional
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))

@@ -1,0 +1,34 @@
+"""What the commands share: absl's flags with one-line errors, and the compilation cache."""
+
+import os
+import re
+import sys
+
+from absl import app, logging
+
+
+def set_up_jax():
+  """The persistent compilation cache: a second run starts at once."""
+  import jax
+
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "binarydm_jax", "xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # The libraries below log every detail at INFO; warnings stay.
+  logging.set_verbosity(logging.WARNING)
+
+
+def parse_flags(argv):
+  """absl's flags, with one line for a config field that does not exist or has a wrong type."""
+  given = [argument.split("=")[0].removeprefix("--config.") for argument in argv if argument.startswith("--config.")]
+  try:
+    return app.parse_flags_with_usage(argv)
+  except AttributeError as error:
+    missing = re.search(r"\w+", str(error))[0]
+    name = next((path for path in given if missing in path.split(".")), missing)
+    hint = re.search(r'Did you mean "(\w+)"', str(error))
+    sys.exit(f"error: there is no config field {name!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+             + " (configs/base.py lists all)")
+  except (TypeError, ValueError, ImportError, OSError) as error:
+    sys.exit(f"error: --config: {str(error).splitlines()[0]}")

@@ -1,0 +1,59 @@
+"""Compute options of the U-Net: bfloat16, rematerialisation; the same network either way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from binarydm_jax.models import UNet
+from binarydm_jax.quant import calibrate, inspect_layers, preset
+
+NET = UNet(3, 8, (1, 2), 1, (2,), num_heads=2, norm_groups=4)
+X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3, 900])
+
+
+@pytest.fixture(scope="module")
+def student():
+  """(student's rules, variables), W1A8 with two bases, random and calibrated."""
+  shapes = jax.eval_shape(NET.init, jax.random.key(0), X, T)["params"]
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
+  table = preset("lmb", act_bits=8).resolve(inspect_layers(NET, X, T))
+  return table, {"params": params, "quant": calibrate(NET.clone(rules=table), params, X, T)}
+
+
+def gradient(model):
+  def loss(variables, x, t):
+    prediction, features = model.apply(variables, x, t)
+    return jnp.mean(prediction**2) + sum(jnp.mean(f.astype(jnp.float32) ** 2) for f in features)
+
+  return jax.jit(jax.value_and_grad(loss))
+
+
+def test_remat_gives_the_same_gradient_in_less_memory(student):
+  """Values and gradients equal; the compiler's temporary memory is smaller."""
+  table, variables = student
+  large = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.int32)
+  values, memory = [], []
+  for remat in (False, True):
+    program = gradient(NET.clone(rules=table, remat=remat))
+    values.append(program(variables, X, T))
+    memory.append(program.lower(variables, *large).compile().memory_analysis().temp_size_in_bytes)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *values)
+  assert memory[1] < 0.7 * memory[0]
+
+
+def test_bfloat16_computes_in_bfloat16(student):
+  """Features and every product are bfloat16, prediction and gradients float32, and near those of float32."""
+  table, variables = student
+  model = NET.clone(rules=table, dtype=jnp.bfloat16)
+  prediction, features = jax.jit(model.apply)(variables, X, T)
+  assert prediction.dtype == jnp.float32 and {f.dtype for f in features} == {jnp.dtype(jnp.bfloat16)}
+  text = str(jax.make_jaxpr(lambda v: model.apply(v, X, T)[0])(variables))
+  products = [line for line in text.splitlines() if "dot_general" in line or "conv_general" in line]
+  assert products and all(line.split(":")[1].startswith("bf16") for line in products), products
+  wanted, _ = jax.jit(NET.clone(rules=table).apply)(variables, X, T)
+  assert np.abs(prediction - wanted).max() < 0.1 * np.abs(wanted).max()
+  _, gradients = gradient(model)(variables, X, T)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all(), path
