@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,17 @@ from binarydm_jax.training.problem import build
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
+STUDENT_STEPS, SAVED = 40, 10  # enough for a kill to hit the middle; few checkpoints: each is slower than 20 steps
+
+
+def get_config(**flat):
+  return tiny.get_config(**{"student.steps": STUDENT_STEPS, "checkpoint.every": SAVED, **flat})
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """A finished run of the default method: (config, workdir)."""
-  config, workdir = tiny.get_config(), tmp_path_factory.mktemp("run")
+  config, workdir = get_config(), tmp_path_factory.mktemp("run")
   main.run(config, str(workdir), "all")
   return config, workdir
 
@@ -55,7 +61,7 @@ def test_logs_hold_every_loss_term(run):
   """One line at each log step of each stage, with the terms, the rate, the speed and the second-basis scale."""
   _, workdir = run
   assert [line["step"] for line in records(workdir, "teacher")] == [2, 4, 6]
-  assert [line["step"] for line in records(workdir, "student")] == [2, 4, 6]
+  assert [line["step"] for line in records(workdir, "student")] == list(range(2, STUDENT_STEPS + 1, 2))
   for line in records(workdir, "student"):
     for name in ("loss", "simple", "lrm", "second_scale", "grad_norm", "learning_rate", "images_per_second"):
       assert np.isfinite(line[name]), name
@@ -110,7 +116,7 @@ def test_second_run_trains_nothing_and_reports(run, capsys):
 def test_sample_mode_reads_the_packed_file_without_data(run, tmp_path):
   """sample.model=FILE needs neither the run's data nor its checkpoints; teacher and student come from checkpoints."""
   config, workdir = run
-  other = tiny.get_config(**{"sample.model": str(workdir / "model.safetensors"), "data.source": "folder:/nowhere"})
+  other = get_config(**{"sample.model": str(workdir / "model.safetensors"), "data.source": "folder:/nowhere"})
   main.run(other, str(tmp_path), "sample")
   images = np.load(tmp_path / "samples" / "packed.npz")["arr_0"]
   assert images.shape == (6, 8, 8, 1)
@@ -126,8 +132,8 @@ def test_training_fields_are_locked_and_others_are_not(run):
   """A changed training field is refused by name; a changed sampling field is taken."""
   _, workdir = run
   with pytest.raises(ValueError, match=r"student.learning_rate=0.001, and now it is 0.5.*another --workdir"):
-    main.run(tiny.get_config(**{"student.learning_rate": 0.5}), str(workdir), "binarize")
-  main.run(tiny.get_config(**{"sample.num_images": 2}), str(workdir), "info")
+    main.run(get_config(**{"student.learning_rate": 0.5}), str(workdir), "binarize")
+  main.run(get_config(**{"sample.num_images": 2}), str(workdir), "info")
   assert json.loads((workdir / "info.json").read_text())["params"] > 1000
 
 
@@ -155,7 +161,7 @@ def test_compare_reads_finished_runs(run, capsys):
 def test_divergence_stops_with_a_message_and_keeps_the_checkpoint(tmp_path):
   """A learning rate that makes the loss infinite: one line, and the last good checkpoint stays."""
   config = tiny.get_config(**{"teacher.learning_rate": 1e30, "teacher.warmup_steps": 2, "teacher.clip_norm": 0.0,
-                              "teacher.steps": 12, "log.every": 1, "checkpoint.every": 1})
+                              "teacher.steps": 12, "log.every": 1, "checkpoint.every": 1, "model.channel_mult": (1,)})
   with pytest.raises(loop.TrainingError, match=r"teacher: the loss or a gradient is not finite at step \d+; .*kept"):
     main.run(config, str(tmp_path), "pretrain")
   assert Checkpoints(tmp_path / "teacher").latest_step() >= 1
@@ -176,43 +182,41 @@ def test_the_host_waits_at_log_steps_only(tmp_path, monkeypatch):
 CHILD = """
 import sys
 from binarydm_jax import main
-from tests import tiny
+from tests.test_end_to_end import get_config
 main.set_up_jax()
-main.run(tiny.get_config(**{"student.steps": 40, "model.channel_mult": (1,)}), sys.argv[1], sys.argv[2])
+main.run(get_config(), sys.argv[1], "binarize")
 """
 
 
-def start(workdir, mode):
+def test_killed_and_resumed_equals_uninterrupted(run, tmp_path):
+  """SIGKILL in the middle of the student's training, resumed by another process: parameters, scales, EMA, optimizer
+  and every logged loss are bit for bit those of a run that nobody killed."""
+  config, whole = run
+  # As if killed right after the teacher.
+  shutil.copytree(whole / "teacher", tmp_path / "teacher")
+  shutil.copy(whole / "config.json", tmp_path)
+  teacher_lines = [json.dumps(line) + "\n" for line in records(whole, "teacher")]
+  (tmp_path / "metrics.jsonl").write_text("".join(teacher_lines))
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  return subprocess.Popen([sys.executable, "-c", CHILD, str(workdir), mode], cwd=ROOT, env=environment,
-                          stderr=subprocess.DEVNULL)
-
-
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-  """SIGKILL in the middle of the student's training: parameters, scales, EMA, optimizer and every logged loss are
-  bit for bit those of a run that nobody killed."""
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
-  assert start(whole, "pretrain").wait() == 0
-  subprocess.run(["cp", "-r", str(whole), str(broken)], check=True)
-  assert start(whole, "binarize").wait() == 0
-  child = start(broken, "binarize")
+  child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, env=environment,
+                           stderr=subprocess.DEVNULL)
   deadline = time.time() + 300
-  while len(records(broken, "student")) < 5:
+  # After a checkpoint (its folder appears when it is complete) and log lines that it does not have.
+  while not (tmp_path / "student" / str(SAVED)).exists() or len(records(tmp_path, "student")) < SAVED // 2 + 1:
     assert time.time() < deadline and child.poll() is None
     time.sleep(0.02)
   child.send_signal(signal.SIGKILL)
   child.wait()
-  stopped_at = Checkpoints(broken / "student").latest_step()
-  assert 2 <= stopped_at < 40
-  assert start(broken, "binarize").wait() == 0
-  problem = build(tiny.get_config(**{"student.steps": 40, "model.channel_mult": (1,)}))
-  like = loop._abstract(problem, "student", loop.sharding.make_mesh())
-  a, b = (Checkpoints(folder / "student").restore(like) for folder in (whole, broken))
+  stopped_at = Checkpoints(tmp_path / "student").latest_step()
+  assert SAVED <= stopped_at < STUDENT_STEPS
+  main.run(config, str(tmp_path), "binarize")
+  like = loop._abstract(build(config), "student", loop.sharding.make_mesh())
+  a, b = (Checkpoints(folder / "student").restore(like) for folder in (whole, tmp_path))
   leaves = jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b))
   assert len(leaves) > 100 and all(leaves)
   untimed = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in records(folder, "student")]
-             for folder in (whole, broken)]
-  assert untimed[0] == untimed[1] and len(untimed[0]) == 20
+             for folder in (whole, tmp_path)]
+  assert untimed[0] == untimed[1] and len(untimed[0]) == STUDENT_STEPS // 2
 
 
 def test_load_needs_only_the_file(run):

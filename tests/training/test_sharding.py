@@ -20,7 +20,7 @@ from binarydm_jax.training import loop, sharding
 from binarydm_jax.training.problem import build
 
 assert len(jax.devices()) == 4
-problem = build(tiny.get_config(**{"student.steps": 20}))
+problem = build(tiny.get_config(**{"student.steps": 20, "model.channel_mult": (1,)}))
 params = teacher_params(problem)
 results = []
 for count in (1, 4):

@@ -16,19 +16,28 @@ from tests import tiny
 
 
 def teacher_params(problem):
-  """Weights that are nowhere zero, so that every layer matters."""
-  params = problem.teacher.lazy_init(jax.random.key(0), *problem.inputs())["params"]
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return tree.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+  """Weights that are nowhere zero, so that every layer matters; by numpy, which has nothing to compile."""
+  shapes = jax.eval_shape(problem.teacher.init, jax.random.key(0), *problem.inputs())["params"]
+  rng = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    values = rng.standard_normal(leaf.shape)
+    if path[-1].key == "kernel":
+      values /= np.sqrt(np.prod(leaf.shape[:-1]))
+    else:
+      values = 0.05 * values + (path[-1].key == "scale")
+    return jnp.asarray(values, jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def student_run(steps, **flat):
-  """The student's steps on one device, traced once; (problem, copy of the first state, last state, metrics)."""
-  problem = build(tiny.get_config(**flat))
+  """The student's steps on one device, traced once; (problem, first state in numpy, frozen, last state, metrics)."""
+  # One level: this is about the step, and compiling it is nearly all of the time.
+  problem = build(tiny.get_config(**{"model.channel_mult": (1,), **flat}))
   mesh = sharding.make_mesh(jax.devices()[:1])
   state, frozen = loop.prepare_student(problem, teacher_params(problem), mesh)
-  first = jax.tree.map(jnp.copy, state)
+  first = jax.tree.map(np.array, state)  # a copy: the state is donated
   chex.clear_trace_counter()
   config = problem.config
   optimizer, rate = loop._optimizer(problem, "student")
@@ -42,17 +51,23 @@ def student_run(steps, **flat):
   for _ in range(steps):
     state, m = step(state, frozen, next(stream))
     metrics.append(jax.device_get(m))
-  return problem, first, state, metrics
+  return problem, first, frozen, state, metrics
+
+
+@pytest.fixture(scope="module")
+def baseline():
+  """One step of the method without gates and distillation."""
+  return student_run(1, method="baseline")
 
 
 def test_progressive_initialisation_and_lrm_in_one_compilation():
   """binarydm_v1: rings switch on one by one, every term is logged, and the step is traced once."""
-  problem, first, state, metrics = student_run(7, method="binarydm_v1")
-  assert int(state.step) == 7
-  on = [int(problem.gates_fn(jnp.int32(i)).blocks.sum()) for i in range(7)]
-  assert on == [1, 3, 5, 7, 9, 9, 9]
-  attention = [float(problem.gates_fn(jnp.int32(i)).attention) for i in range(7)]
-  assert attention == [0] * 5 + [1] * 2
+  problem, first, _, state, metrics = student_run(5, method="binarydm_v1")
+  assert int(state.step) == 5
+  on = [int(problem.gates_fn(jnp.int32(i)).blocks.sum()) for i in range(5)]
+  assert on == [1, 3, 5, 5, 5]
+  attention = [float(problem.gates_fn(jnp.int32(i)).attention) for i in range(5)]
+  assert attention == [0] * 3 + [1] * 2
   assert set(metrics[0]) == {"loss", "simple", "lrm", "second_scale", "grad_norm", "learning_rate"}
   for m in metrics:
     np.testing.assert_allclose(m["loss"], m["simple"] + 1e-4 * m["lrm"], rtol=1e-5)
@@ -61,18 +76,18 @@ def test_progressive_initialisation_and_lrm_in_one_compilation():
 
 def test_ebb_transition_removes_the_second_basis_in_one_compilation():
   """binarydm_v5: the regularizer is there before half of the steps and gone after, with its gradient."""
-  problem, first, state, metrics = student_run(6, method="binarydm_v5", **{"student.weight_decay": 0.0})
+  problem, _, _, state, metrics = student_run(6, method="binarydm_v5", **{"student.weight_decay": 0.0})
   assert [float(m["ebb"]) > 0 for m in metrics] == [True] * 3 + [False] * 3
   for m in metrics:
     np.testing.assert_allclose(m["loss"], m["simple"] + 1e-4 * m["lrm"] + 9e-2 * m["ebb"], rtol=1e-5)
   assert float(problem.final_gates().second) == 0
   # After the transition the student computes with one basis exactly: s2 may be anything.
   x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 1)), jnp.array([3, 700])
-  prediction = problem.student.apply(state.variables, x, t, gates=problem.final_gates())[0]
+  predict = jax.jit(lambda variables: problem.student.apply(variables, x, t, gates=problem.final_gates())[0])
   spoilt = jax.tree_util.tree_map_with_path(
       lambda path, leaf: leaf + 7.0 if path[-1].key == "scale2" else leaf, state.variables
   )
-  np.testing.assert_array_equal(prediction, problem.student.apply(spoilt, x, t, gates=problem.final_gates())[0])
+  np.testing.assert_array_equal(predict(state.variables), predict(spoilt))
 
 
 def test_ebb_regularizer_by_hand():
@@ -81,19 +96,17 @@ def test_ebb_regularizer_by_hand():
   assert float(mean_scale(scales)) == 3.0
 
 
-def test_baseline_runs_no_teacher_and_has_no_gates():
+def test_baseline_runs_no_teacher_and_has_no_gates(baseline):
   """Without LRM, progressive initialisation and EBB nothing of them is computed."""
-  problem, _, _, metrics = student_run(1, method="baseline")
+  problem, *_, metrics = baseline
   assert problem.gates_fn is None and not problem.distil
   assert set(metrics[0]) == {"loss", "simple", "grad_norm", "learning_rate"}
 
 
-def test_calibration_starts_from_the_teacher_and_the_first_batch():
+def test_calibration_starts_from_the_teacher_and_the_first_batch(baseline):
   """Scales are the teacher's mean magnitudes; activation steps come from what reaches the layer."""
-  problem = build(tiny.get_config(method="baseline"))
-  params = teacher_params(problem)
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  state, frozen = loop.prepare_student(problem, params, mesh)
+  problem, state, frozen, *_ = baseline
+  params, mesh = teacher_params(problem), sharding.make_mesh(jax.devices()[:1])
   conv = params["middle"]["res"]["conv1"]["kernel"]
   learned = state.variables["quant"]["middle"]["res"]["conv1"]
   np.testing.assert_allclose(learned["scale1"], np.abs(conv).mean((0, 1, 2)), rtol=1e-5)
