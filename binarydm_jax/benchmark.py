@@ -4,7 +4,11 @@
   train     one step of quantization-aware training: teacher, student, gradients, AdamW, EMA
 
 Random weights and inputs; no data, no checkpoint. Prints a line and appends it as JSON to --output. Fields are set as
-for binarydm_jax.main, such as --config.student.batch_size=1 --config.compute.dtype=bfloat16 --config.compute.remat=True.
+for binarydm_jax.main, such as --config.student.batch_size=1 --config.compute.dtype=bfloat16.
+
+Of memory it prints: what the forward pass keeps for the gradient (residual_bytes, before any compiler), what the step
+is given (held_bytes: teacher, weights, optimizer, averages) and takes beside it (temporary_bytes, by the compiler's
+account), and the peak of the whole process.
 """
 
 import json
@@ -14,11 +18,9 @@ import sys
 import time
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from binarydm_jax.command_line import parse_flags, set_up_jax
+from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs after the first; their median counts.")
 _OUTPUT = flags.DEFINE_string("output", "", "File that gets a line of JSON.")
 
@@ -36,6 +38,23 @@ def random_params(model, shape, seed=0):
     return jax.device_put(rng.standard_normal(leaf.shape, np.float32) / np.float32(fan_in**0.5))
 
   return jax.tree.map(fill, tree)
+
+
+def residual_bytes(model, variables, *inputs):
+  """What the forward pass of a UNet keeps for its gradient, before any compiler: bytes; nothing is computed.
+
+  Args:
+    variables, *inputs: arrays or abstract.
+  """
+  import jax
+
+  def predict(variables, *inputs):
+    return model.apply(variables, *inputs)
+
+  backward = jax.eval_shape(lambda *args: jax.vjp(predict, *args)[1], variables, *inputs)
+  held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+  # The variables are there anyway.
+  return held - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
 
 
 def measure(run, repeats):
@@ -67,7 +86,7 @@ def train(problem, repeats):
   import jax
   import numpy as np
 
-  from binarydm_jax.training import loop, sharding
+  from binarydm_jax.training import sharding, stages
 
   mesh = sharding.make_mesh()
   batch_size = problem.config.student.batch_size
@@ -79,10 +98,12 @@ def train(problem, repeats):
   )  # fmt: skip
   params = sharding.put_replicated(random_params(problem.teacher, problem.input_shape), mesh)
   start = time.perf_counter()
-  state, frozen = loop.initial_student(problem, params, [batch], mesh)
+  state, frozen = stages.initial_student(problem, params, [batch], mesh)
   del params
   prepared = time.perf_counter() - start
-  step = loop.student_train_step(problem)
+  step = stages.student_train_step(problem)
+  inputs = problem.teacher.abstract_inputs(problem.input_shape, batch_size)
+  kept = residual_bytes(problem.student, state.variables, *(x for x in inputs if x is not None))
   start = time.perf_counter()
   compiled = step.lower(state, frozen, batch).compile()
   seconds = time.perf_counter() - start
@@ -101,7 +122,7 @@ def train(problem, repeats):
     sizes = dict(held_bytes=held, temporary_bytes=memory.temp_size_in_bytes)
   return dict(
       batch_size=batch_size, prepare_seconds=prepared, compile_seconds=seconds, first_seconds=first, seconds=again,
-      finite=bool(jax.device_get(state.ok)), **sizes,
+      finite=bool(jax.device_get(state.ok)), residual_bytes=kept, **sizes,
   )  # fmt: skip
 
 
@@ -114,7 +135,7 @@ def main(argv):
 
   from binarydm_jax.training.problem import build
 
-  config = _CONFIG.value
+  config = CONFIG.value
   try:
     problem = build(config, with_data=False)
   except (ValueError, OSError) as error:

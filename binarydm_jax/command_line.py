@@ -1,10 +1,13 @@
-"""What the commands share: absl's flags with one-line errors, and the compilation cache."""
+"""What the commands share: the flag --config, one-line errors for flags, and the compilation cache."""
 
 import os
 import re
 import sys
 
 from absl import app, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 
 
 def set_up_jax():

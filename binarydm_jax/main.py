@@ -9,13 +9,11 @@ import os
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from binarydm_jax.command_line import parse_flags, set_up_jax
+from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
 
 MODES = ("all", "pretrain", "encode", "binarize", "sample", "evaluate", "export", "info")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples, report.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
 
@@ -62,7 +60,7 @@ def main(argv):
   from binarydm_jax.training.loop import TrainingError
 
   try:
-    run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+    run(CONFIG.value, _WORKDIR.value, _MODE.value)
   except (ValueError, OSError, TrainingError) as error:
     if os.environ.get("BINARYDM_TRACEBACK"):
       raise

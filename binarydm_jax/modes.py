@@ -24,7 +24,7 @@ from binarydm_jax.evaluation.heldout import heldout_loss
 from binarydm_jax.evaluation.sampling import to_uint8
 from binarydm_jax.files import write_atomically
 from binarydm_jax.networks import packed_network, save_samples, teacher_variables, trained_network
-from binarydm_jax.training import loop
+from binarydm_jax.training import feed, stages
 
 PACKED = "model.safetensors"
 
@@ -48,13 +48,13 @@ def pretrain(problem, workdir):
   if problem.config.teacher.checkpoint:
     teacher_variables(problem, workdir)
     return
-  loop.pretrain(problem, workdir)
+  stages.pretrain(problem, workdir)
 
 
 def binarize(problem, workdir):
   """Trains the student from the finished teacher."""
-  if not loop.is_finished(problem, "student", workdir):
-    loop.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+  if not stages.is_finished(problem, "student", workdir):
+    stages.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
 
 
 def encode(problem, workdir):
@@ -64,7 +64,7 @@ def encode(problem, workdir):
     raise ValueError("first_stage.kind is 'none': there is nothing to encode")
   if not fields.cache:
     raise ValueError("first_stage.cache is empty: give the folder that the latents are to be written to")
-  first_stage = loop.get_first_stage(problem, workdir, stored=False)
+  first_stage = feed.get_first_stage(problem, workdir, stored=False)
   h, w, _ = problem.input_shape
   mirrored = problem.config.data.flip
   writer = LatentWriter(
@@ -73,7 +73,7 @@ def encode(problem, workdir):
       num_examples=len(data),
       num_classes=data.num_classes,
       mirrored=mirrored,
-      about=loop.cache_description(problem, first_stage),
+      about=feed.cache_description(problem, first_stage),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
   )
@@ -139,7 +139,7 @@ def _describe(first_stage):
 
 def export(problem, workdir):
   """Writes the packed file of the finished student's averaged weights and checks its size against `cost`."""
-  variables = loop.restore_ema(problem, "student", workdir)
+  variables = stages.restore_ema(problem, "student", workdir)
   if jax.process_index():
     return
   diffusion = {name: problem.config.diffusion[name] for name in
@@ -153,7 +153,7 @@ def export(problem, workdir):
       problem.layers,
       diffusion,
       problem.input_shape,
-      first_stage=_describe(loop.get_first_stage(problem, workdir)),
+      first_stage=_describe(feed.get_first_stage(problem, workdir)),
       method=problem.config.method,
   )
   counted = costs(problem)[1].packed_bytes
@@ -205,7 +205,7 @@ def evaluate(problem, workdir):
   config, path = problem.config, Path(workdir) / PACKED
   feature_network, reference, halves = _network_moments(problem)
   test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
-  if first_stage := loop.get_first_stage(problem, workdir):
+  if first_stage := feed.get_first_stage(problem, workdir):
     moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
     test_inputs = np.asarray(first_stage.latents(moments, None))
   binarized = any(rule.bases for rule in problem.table.values())

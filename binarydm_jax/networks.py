@@ -17,7 +17,7 @@ from binarydm_jax.files import write_atomically
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import load_unet
 from binarydm_jax.models import Autoencoder
-from binarydm_jax.training import loop, sharding
+from binarydm_jax.training import feed, sharding, stages
 from binarydm_jax.workdir import is_run, read_config
 
 
@@ -59,8 +59,8 @@ def trained_network(problem, workdir, name):
   if name == "teacher":
     parts = problem.teacher, teacher_variables(problem, workdir), None
   else:
-    parts = problem.student, loop.restore_ema(problem, "student", workdir), problem.final_gates()
-  first_stage = loop.get_first_stage(problem, workdir)
+    parts = problem.student, stages.restore_ema(problem, "student", workdir), problem.final_gates()
+  first_stage = feed.get_first_stage(problem, workdir)
   return Network(name, *parts, problem.schedule, problem.config.diffusion.target, problem.input_shape, first_stage)
 
 
@@ -79,11 +79,11 @@ def teacher_variables(problem, workdir):
   """{"params"} of the teacher: this workdir's, or from config.teacher.checkpoint, a run or a published file."""
   external = problem.config.teacher.checkpoint
   if not external:
-    return loop.restore_ema(problem, "teacher", workdir)
+    return stages.restore_ema(problem, "teacher", workdir)
   if not is_run(external):
     return {"params": sharding.put_replicated(load_unet(external, problem.teacher), sharding.make_mesh())}
   steps = read_config(external)["teacher"]["steps"]
-  return loop.restore_ema(problem, "teacher", external, steps)
+  return stages.restore_ema(problem, "teacher", external, steps)
 
 
 def save_samples(workdir, name, images, most=64):

@@ -18,7 +18,7 @@ from binarydm_jax.deploy import load
 from binarydm_jax.deploy.packed import file_sizes
 from binarydm_jax.evaluation.sampling import to_uint8
 from binarydm_jax.networks import packed_network, trained_network
-from binarydm_jax.training import loop
+from binarydm_jax.training import loop, sharding, stages
 from binarydm_jax.training.checkpoint import Checkpoints
 from binarydm_jax.training.problem import build
 from tests import tiny
@@ -210,7 +210,7 @@ def test_killed_and_resumed_equals_uninterrupted(run, tmp_path):
   stopped_at = Checkpoints(tmp_path / "student").latest_step()
   assert SAVED <= stopped_at < STUDENT_STEPS
   main.run(config, str(tmp_path), "binarize")
-  like = loop._abstract(build(config), "student", loop.sharding.make_mesh())
+  like = stages.abstract_checkpoint(build(config), "student", sharding.make_mesh())
   a, b = (Checkpoints(folder / "student").restore(like) for folder in (whole, tmp_path))
   leaves = jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b))
   assert len(leaves) > 100 and all(leaves)

@@ -6,18 +6,17 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+import torch
 
 from binarydm_jax import main
 from binarydm_jax.data import open_latents
 from binarydm_jax.deploy import packed
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import autoencoder_entries, load_autoencoder, restore, unet_entries
-from binarydm_jax.training import loop
+from binarydm_jax.training import feed
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.sharding import make_mesh
 from tests import tiny
-
-torch = pytest.importorskip("torch")
 
 FIELDS = {
   "method": "baseline",
@@ -115,7 +114,7 @@ def test_batches_from_disk_and_on_the_fly(run):
   for cache in (config.first_stage.cache, ""):
     config = config.copy_and_resolve_references()
     config.first_stage.cache = cache
-    streams.append(loop._batches(build(config), "student", make_mesh(), 3, workdir))
+    streams.append(feed.network_batches(build(config), "student", make_mesh(), 3, workdir))
   for _ in range(2):
     stored, encoded = (next(stream) for stream in streams)
     assert stored["image"].shape == (8, 4, 4, 2)

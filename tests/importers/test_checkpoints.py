@@ -4,10 +4,12 @@ import os
 import sys
 import types
 
+import diffusers
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from binarydm_jax.importers import (
@@ -19,8 +21,6 @@ from binarydm_jax.importers import (
   unet_entries,
 )
 from binarydm_jax.models import Autoencoder, UNet
-
-torch = pytest.importorskip("torch")
 
 SMALL = UNet(3, 8, (1, 2), 1, (2,), num_heads=2, norm_groups=4)
 UNETS = {
@@ -224,7 +224,6 @@ def test_wrong_files(tmp_path):
 
 def test_another_architecture_with_the_same_shapes(tmp_path):
   """diffusers' config.json: a DDPM network does not pass for a latent diffusion network, though all tensors fit."""
-  diffusers = pytest.importorskip("diffusers")
   diffusers.UNet2DModel(
       sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=4, block_out_channels=(8, 16),
       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, attention_head_dim=None,

@@ -1,14 +1,13 @@
 """Parity with diffusers on random weights: prediction and the features of every block, in float32."""
 
+import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from binarydm_jax.importers import load_autoencoder, load_unet
 from binarydm_jax.models import Autoencoder, UNet
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 
 TOLERANCE = 1e-5
 DDPM = dict(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6, attention_head_dim=None)

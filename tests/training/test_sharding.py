@@ -16,7 +16,7 @@ SCRIPT = """
 import jax, numpy as np
 from tests import tiny
 from tests.training.test_step import teacher_params
-from binarydm_jax.training import loop, sharding
+from binarydm_jax.training import feed, sharding, stages
 from binarydm_jax.training.problem import build
 
 assert len(jax.devices()) == 4
@@ -26,8 +26,8 @@ results = []
 for count in (1, 4):
   mesh = sharding.make_mesh(jax.devices()[:count])
   teacher = sharding.put_replicated(params, mesh)
-  state, frozen = loop.prepare_student(problem, teacher, mesh)
-  step, stream, losses = loop.student_train_step(problem), loop._batches(problem, "student", mesh, 0), []
+  state, frozen = stages.prepare_student(problem, teacher, mesh)
+  step, stream, losses = stages.student_train_step(problem), feed.network_batches(problem, "student", mesh, 0), []
   for _ in range(8):
     batch = next(stream)
     assert len(batch["image"].sharding.device_set) == count

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from binarydm_jax import quant
-from binarydm_jax.training import loop, sharding
+from binarydm_jax.training import feed, sharding, stages
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.state import create_state, make_optimizer
 from binarydm_jax.training.step import make_train_step, mean_scale, student_terms
@@ -36,18 +36,18 @@ def student_run(steps, **flat):
   # One level: this is about the step, and compiling it is nearly all of the time.
   problem = build(tiny.get_config(**{"model.channel_mult": (1,), **flat}))
   mesh = sharding.make_mesh(jax.devices()[:1])
-  state, frozen = loop.prepare_student(problem, teacher_params(problem), mesh)
+  state, frozen = stages.prepare_student(problem, teacher_params(problem), mesh)
   first = jax.tree.map(np.array, state)  # a copy: the state is donated
   chex.clear_trace_counter()
   config = problem.config
-  optimizer, rate = loop._optimizer(problem, "student")
+  optimizer, rate = stages.stage_optimizer(problem, "student")
   terms = student_terms(
       problem.student, problem.teacher, problem.table, problem.schedule, "eps", "l2", problem.gates_fn, problem.distil
   )
   traced_once = chex.assert_max_traces(terms, n=1)
   weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
   step = make_train_step(traced_once, weights, optimizer, rate, config.student.ema_decay, jax.random.key(5))
-  stream, metrics = loop._batches(problem, "student", mesh, 0), []
+  stream, metrics = feed.network_batches(problem, "student", mesh, 0), []
   for _ in range(steps):
     state, m = step(state, frozen, next(stream))
     metrics.append(jax.device_get(m))
@@ -111,11 +111,11 @@ def test_calibration_starts_from_the_teacher_and_the_first_batch(baseline):
   learned = state.variables["quant"]["middle"]["res"]["conv1"]
   np.testing.assert_allclose(learned["scale1"], np.abs(conv).mean((0, 1, 2)), rtol=1e-5)
   # The embedding projection's input is silu(time embedding): float layers, so it can be computed apart.
-  batch = next(loop._batches(problem, "student", mesh, 0))
+  batch = next(feed.network_batches(problem, "student", mesh, 0))
   from binarydm_jax.models.embedding import timestep_embedding
   from binarydm_jax.training.step import draw
 
-  _, timesteps, _ = draw(problem.schedule, "eps", batch["image"], loop.run_key(problem, loop.CALIBRATION))
+  _, timesteps, _ = draw(problem.schedule, "eps", batch["image"], feed.run_key(problem, feed.CALIBRATION))
   h = timestep_embedding(timesteps, 8) @ params["time_embed_0"]["kernel"] + params["time_embed_0"]["bias"]
   h = jax.nn.silu(jax.nn.silu(h) @ params["time_embed_1"]["kernel"] + params["time_embed_1"]["bias"])
   step = state.variables["quant"]["middle"]["res"]["emb"]["step"]

@@ -1,0 +1,76 @@
+"""What training reads: batches as they are stored, and as the network takes them; the run's streams of randomness."""
+
+import jax
+
+from binarydm_jax.data import batches, open_latents
+from binarydm_jax.first_stage import open_first_stage
+from binarydm_jax.training import sharding
+
+# Each is folded into the run's seed.
+INIT, TEACHER, CALIBRATION, PROJECTION, STUDENT, LATENTS = range(6)
+
+
+def run_key(problem, stream):
+  """The key of one stream of a run's randomness."""
+  return jax.random.fold_in(jax.random.key(problem.config.seed), stream)
+
+
+def stored_batches(problem, stage, mesh, start_step, use_cache=True):
+  """Global batches of `stage` from `start_step` on as they are stored, images or moments of latents, on the mesh."""
+  config = problem.config
+  sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh)
+  cache = problem.first_stage and use_cache and config.first_stage.cache
+  local = batches(
+      open_latents(cache) if cache else problem.train_data,
+      batch_size=config[stage].batch_size,
+      seed=config.seed,
+      start_step=start_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      flip=config.data.flip,
+  )
+  return (sharding.put_batch(batch, mesh) for batch in local)
+
+
+def get_first_stage(problem, workdir, stored=True):
+  """The run's FirstStage, or None for diffusion on pixels.
+
+  Args:
+    stored: whether the first batch, where the scale factor is to come from it, may be read from first_stage.cache.
+  """
+  if problem.first_stage is None:
+    return None
+
+  def first_batch():
+    if problem.train_data is None:
+      raise ValueError(
+          "first_stage.scale_factor is 0, and only training finds it: run --mode=binarize first, or give a number"
+      )
+    return next(stored_batches(problem, "student", sharding.make_mesh(), 0, stored))
+
+  return open_first_stage(problem.config, problem.first_stage, workdir, first_batch)
+
+
+def network_batches(problem, stage, mesh, start_step, workdir=None):
+  """Global batches of `stage` from `start_step` on as the network takes them: {"image", "label"}, on the mesh."""
+  stored = stored_batches(problem, stage, mesh, start_step)
+  first_stage = get_first_stage(problem, workdir)
+  if first_stage is None:
+    return stored
+  cache = problem.config.first_stage.cache
+  if cache:
+    open_latents(cache, cache_description(problem, first_stage))
+  encode = jax.jit(first_stage.encode_batch)
+  variables = sharding.put_replicated(first_stage.variables, mesh)
+  key = run_key(problem, LATENTS)
+  # The posterior is drawn anew at every step.
+  return (
+      encode(variables, batch, jax.random.fold_in(key, step)) for step, batch in enumerate(stored, start_step)
+  )
+
+
+def cache_description(problem, first_stage):
+  """What latents on disk must have been made from, to be this run's."""
+  data = problem.config.data
+  about = {name: data[name] for name in ("source", "image_size", "channels", "train_split", "holdout")}
+  return {**about, "first_stage": problem.config.first_stage.kind, "first_stage_sha256": first_stage.sha256}
