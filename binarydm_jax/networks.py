@@ -37,7 +37,7 @@ class Network:
   input_shape: tuple
   first_stage: Any = None
 
-  def draw(self, fields, count, seed, decode_batch):
+  def draw(self, fields, count, seed, decode_batch=8):
     """(float images [count, h, w, c], images a second without the compilation) by `config.sample`."""
     sampler = make_sampler(
         self.model, self.schedule, self.target, self.input_shape, fields.sampler, fields.steps, fields.eta, fields.clip,

@@ -61,16 +61,16 @@ def block_outputs(net):
   return lambda: [found[name] for name in order]
 
 
-def compare_unet(net, model, tmp_path, context=None, **extra):
+def compare_unet(net, model, tmp_path, context=None, size=16):
   net = randomized(net)
   net.save_pretrained(tmp_path)
-  x, timesteps = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32), np.array([3, 977])
+  x, timesteps = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32), np.array([3, 977])
   inputs = [jnp.asarray(x), jnp.asarray(timesteps)]
   kwargs = {} if context is None else {"context": jnp.asarray(context)}
   features = block_outputs(net)
   with torch.no_grad():
     args = [torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(timesteps)]
-    theirs = net(*args, *([] if context is None else [torch.tensor(context)]), **extra).sample
+    theirs = net(*args, *([] if context is None else [torch.tensor(context)])).sample
   params = load_unet(tmp_path, model)
   prediction, ours = model.apply({"params": params}, *inputs, **kwargs)
   assert relative_error(prediction, theirs) <= TOLERANCE
@@ -108,6 +108,19 @@ def test_scale_shift_and_resampling_blocks(tmp_path):
       3, 16, (1, 2, 2), 2, (), num_head_channels=8, norm_groups=8, scale_shift=True, resblock_updown=True
   )
   compare_unet(net, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_ldm4_at_full_size(tmp_path):
+  """The 274,056,163 parameters of LDM-4 on LSUN-Bedrooms; about 7 GiB of memory."""
+  levels = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+  net = diffusers.UNet2DModel(
+      sample_size=64, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(224, 448, 672, 896),
+      down_block_types=levels, up_block_types=tuple(name.replace("Down", "Up") for name in levels[::-1]),
+      **{**LDM, "attention_head_dim": 32},
+  )
+  assert sum(value.numel() for value in net.parameters()) == 274_056_163
+  compare_unet(net, UNet(3, 224, (1, 2, 3, 4), 2, (8, 4, 2), num_head_channels=32), tmp_path, size=64)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -9,7 +9,7 @@ from binarydm_jax.benchmark import residual_bytes
 from binarydm_jax.models import UNet
 from binarydm_jax.quant import calibrate, inspect_layers, preset
 
-NET = UNet(3, 8, (1, 2), 1, (2,), num_heads=2, norm_groups=4)
+NET = UNet(3, 8, (1,), 1, (1,), num_heads=2, norm_groups=4)
 X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3, 900])
 
 
@@ -20,7 +20,8 @@ def student():
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
   table = preset("lmb", act_bits=8).resolve(inspect_layers(NET, X, T))
-  return table, {"params": params, "quant": calibrate(NET.clone(rules=table), params, X, T)}
+  learned = jax.jit(lambda p: calibrate(NET.clone(rules=table), p, X, T))(params)
+  return table, {"params": params, "quant": learned}
 
 
 def gradient(model):
