@@ -1,0 +1,40 @@
+"""The benchmark runs and says what it should; no time is asserted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from binarydm_jax import benchmark
+from binarydm_jax.training.problem import build
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def problem():
+  return build(tiny.get_config(**{"method": "baseline", "model.channel_mult": (1,)}), with_data=False)
+
+
+def test_forward(problem):
+  row = benchmark.forward(problem, 1)
+  assert row["batch_size"] == 1 and row["first_seconds"] > 0 and row["seconds"] > 0
+
+
+def test_train(problem):
+  """A step with finite losses; memory: teacher, weights, averages and both moments are held, four bytes a weight."""
+  row = benchmark.train(problem, 1)
+  assert row["finite"] and row["batch_size"] == 8
+  params = sum(layer.size for layer in problem.layers)
+  assert row["held_bytes"] > 4 * 4 * params
+  assert row["residual_bytes"] > 0 and row["temporary_bytes"] > 0
+
+
+def test_command_line_names_what_there_is():
+  """One line for a measurement that there is not."""
+  command = [sys.executable, "-m", "binarydm_jax.benchmark", "sing", "--config=configs/digits.py"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode != 0 and "say what to measure: forward or train" in done.stderr
+  assert "Traceback" not in done.stderr
