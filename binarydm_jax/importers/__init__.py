@@ -1,7 +1,7 @@
 """Published PyTorch checkpoints -> parameter trees. torch is needed only here, and only for files that are not
 safetensors; pickled code is refused, never run."""
 
-from binarydm_jax.importers.load import load_autoencoder, load_unet
+from binarydm_jax.importers.load import load_autoencoder, load_scale_factor, load_unet
 from binarydm_jax.importers.mapping import CheckpointError, convert, restore
 from binarydm_jax.importers.names import autoencoder_entries, unet_entries
 
@@ -10,6 +10,7 @@ __all__ = [
   "autoencoder_entries",
   "convert",
   "load_autoencoder",
+  "load_scale_factor",
   "load_unet",
   "restore",
   "unet_entries",

@@ -20,6 +20,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 SCHEDULE = re.compile(
     r"(log_one_minus_|sqrt_|sqrt_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|betas|logvar|lvlb_weights"
     r"|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|scale_factor|model_ema\.(decay|num_updates)"
+    r"|ddim_(sigmas|alphas(_prev)?|sqrt_one_minus_alphas)"
 )
 UNET, EMA, FIRST_STAGE, CLASS_EMBEDDER = (
     "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.embedding.weight"
@@ -32,15 +33,23 @@ def _find(path, folders):
   if not path.exists():
     raise CheckpointError(f"{path} does not exist")
   if path.is_file():
-    return path, None
+    return path, _diffusers_config(path) if path.name in WEIGHTS else None
   for folder in (path, *(path / name for name in folders)):
     for name in WEIGHTS:
       if (folder / name).is_file():
-        try:
-          return folder / name, json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError):
-          raise CheckpointError(f"{folder} has no readable config.json beside {name}") from None
+        return folder / name, _diffusers_config(folder / name)
   raise CheckpointError(f"{path} holds no {WEIGHTS[0]}, neither itself nor in {' or '.join(folders)}/")
+
+
+def _diffusers_config(path):
+  """The config.json beside a weights file: what shapes do not show stands there."""
+  try:
+    config = json.loads((path.parent / "config.json").read_text())
+  except (OSError, ValueError):
+    config = None
+  if not isinstance(config, dict) or "_class_name" not in config:
+    raise CheckpointError(f"{path.parent} has no config.json of diffusers beside {path.name}; it is needed")
+  return config
 
 
 def _read(path):
@@ -119,8 +128,8 @@ def _renamed(tensors):
 def _first_stage_part(tensors, path):
   """(layout, tensors) of a first stage, from its own file or from a whole latent diffusion model's."""
   part = _with_prefix(tensors, FIRST_STAGE) or tensors
-  # The discriminator and the perceptual loss that it was trained with.
-  part = {name: t for name, t in part.items() if not name.startswith("loss.")}
+  # The discriminator and the perceptual loss that it was trained with, and averages that latent diffusion does not use.
+  part = {name: t for name, t in part.items() if not name.startswith(("loss.", EMA))}
   if "encoder.conv_in.weight" not in part:
     raise CheckpointError(f"{path} holds no first stage (no tensor encoder.conv_in.weight)")
   return ("diffusers", _renamed(part)) if any(".resnets." in name for name in part) else ("compvis", part)
@@ -144,8 +153,7 @@ def load_unet(path, model):
   """
   file, config = _find(path, ("unet",))
   layout, tensors = _unet_part(_read(file), file)
-  if config:
-    check_unet_config(config, model, file)
+  _check_layout(layout, config, model, file)
   side = 2 ** len(model.channel_mult)
   context = {}
   if model.context_dim and not model.num_classes:
@@ -169,10 +177,57 @@ def load_autoencoder(path, model):
   file, config = _find(path, ("vqvae", "vae"))
   content = _read(file)
   layout, tensors = _first_stage_part(content, file)
+  if layout == "diffusers" and not config:
+    raise CheckpointError(f"{file} is a diffusers network without its config.json; give the folder that holds both")
   if config:
     check_autoencoder_config(config, model, file)
   side = 2 * model.factor
   shapes = _shapes(model, jax.ShapeDtypeStruct((1, side, side, model.image_channels), jnp.float32))
   params = convert(_numpy(tensors), autoencoder_entries(model, shapes, layout), shapes, file)
-  factor = content.get("scale_factor") if layout == "compvis" else (config or {}).get("scaling_factor")
-  return params, None if factor is None else float(factor)
+  return params, _scale_factor(content, config, file)
+
+
+def load_scale_factor(path):
+  """The factor by which the latents of a published model were multiplied, or None if its file does not say.
+
+  Raises:
+    CheckpointError: unreadable file, or a factor that is not a positive number.
+  """
+  file, config = _find(path, ("vqvae", "vae", "unet"))
+  return _scale_factor(_read(file), config, file)
+
+
+def _scale_factor(content, config, file):
+  # diffusers writes its default into every VQModel's configuration, though latent diffusion does not scale those.
+  known = config.get("scaling_factor") if config and config["_class_name"] == "AutoencoderKL" else None
+  factor = content.get("scale_factor", known)
+  if factor is None:
+    return None
+  try:
+    factor = float(factor)
+  except (TypeError, ValueError, RuntimeError):
+    factor = float("nan")
+  if not 0 < factor < float("inf"):
+    raise CheckpointError(f"{file} has a scale factor that is not a positive number")
+  return factor
+
+
+def _check_layout(layout, config, model, file):
+  """What the tensors do not show: norms' epsilons, padding, the time embedding, heads.
+
+  Raises:
+    CheckpointError: the file's network computes something else than `model` would.
+  """
+  if layout == "diffusers":
+    if not config:
+      raise CheckpointError(f"{file} is a diffusers network without its config.json; give the folder that holds both")
+    check_unet_config(config, model, file)
+    return
+  wanted = {"compvis": "ldm", "ddpm": "ddpm"}[layout]
+  if model.layout != wanted:
+    raise CheckpointError(f"{file} holds a network of the layout {wanted!r}, and model.layout is {model.layout!r}")
+  extras = {name: getattr(model, name) for name in ("scale_shift", "resblock_updown", "context_dim", "num_classes")}
+  given = [name for name, value in extras.items() if value]
+  if layout == "ddpm" and (given or model.num_heads != 1 or model.num_head_channels):
+    what = f"model.{given[0]}" if given else "several heads (set model.num_heads=1, model.num_head_channels=0)"
+    raise CheckpointError(f"{file} holds a DDPM network, which has no {what}")

@@ -1,12 +1,15 @@
 """PyTorch files without running what is pickled in them."""
 
 import re
+import zipfile
 
 from binarydm_jax.importers.mapping import CheckpointError
 
-# Training frameworks leave objects of these packages beside the tensors (Lightning: its callbacks as dictionary keys).
-# They become inert stand-ins; code of any other package makes the file refused.
-INERT = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+# Lightning leaves its callbacks beside the tensors (as dictionary keys), metrics leave numpy scalars. They become inert
+# stand-ins; code of any other package makes the file refused.
+INERT = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "_codecs.")
+# Earlier versions had ways round `weights_only`.
+LEAST_TORCH = (2, 10)
 
 
 class _StandIn:
@@ -31,26 +34,35 @@ def read_torch(path):
   """The object in a file written by `torch.save`, made of containers, numbers and tensors on the CPU.
 
   Raises:
-    CheckpointError: torch is not installed, the file is unreadable, or it holds pickled code.
+    CheckpointError: torch is missing or too old, the file is unreadable, or it holds pickled code.
   """
   try:
     import torch
   except ImportError:
     raise CheckpointError(f"{path} is a PyTorch file: importing it needs `pip install torch`") from None
+  if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < LEAST_TORCH:
+    raise CheckpointError(f"{path}: torch {torch.__version__} is too old for untrusted files; install 2.10 or later")
   stand_ins = {}
   while True:
     try:
       with torch.serialization.safe_globals([(c, name) for name, c in stand_ins.items()]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: what is not used (optimizer states, raw weights beside averaged ones) is never read.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
       raise CheckpointError(f"{path} does not exist") from None
     except Exception as error:  # a broken file raises of everything: RuntimeError, EOFError, KeyError, UnpicklingError
-      found = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-      name = found and found[1]
+      name, reason = _refused(str(error))
       if name and name.startswith(INERT) and name not in stand_ins:
         stand_ins[name] = _stand_in(name)
         continue
       if name:
         raise CheckpointError(f"{path} holds pickled code ({name}), which is not run: give a file of tensors") from None
-      reason = " ".join(str(error).split())[:160] or type(error).__name__
-      raise CheckpointError(f"{path} is not a readable checkpoint ({reason})") from None
+      raise CheckpointError(f"{path} is not a readable checkpoint ({reason or type(error).__name__})") from None
+
+
+def _refused(message):
+  """(name of the global that torch refuses to load or None, the reason in one line without torch's advice)."""
+  found = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]+)", message)
+  reason = re.search(r"WeightsUnpickler error: ([^\n]*)", message)
+  text = " ".join((reason[1] if reason else message).split())[:160]
+  return found and found[1], text
