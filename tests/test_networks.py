@@ -3,6 +3,11 @@
 import dataclasses
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +17,8 @@ from PIL import Image
 from binarydm_jax import networks
 from configs import base
 from tests.evaluation.test_sampling import SCHEDULE, unet
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass
@@ -129,3 +136,43 @@ def test_protocol_is_one_line_of_facts(network):
   assert json.loads(json.dumps(protocol))["sampler"] == "ddim" and len(protocol["network_sha256"]) == 64
   assert network.protocol(fields()) == protocol
   assert " at 0x" not in repr(network.model)
+
+
+PROCESS = """
+import sys, jax
+address, index, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+from binarydm_jax.mesh import make_mesh, put_replicated
+from tests.test_networks import SCHEDULE, networks, np, stream, unet
+
+assert (len(jax.devices()), jax.local_device_count()) == (4, 2)
+model, variables = unet()
+variables = put_replicated(variables, make_mesh())  # over all devices, as a checkpoint gives them
+images, _ = stream(networks.Network("student", model, variables, None, SCHEDULE, "eps", (4, 4, 1)), folder)
+np.save(f"{folder}/{index}.npy", images)
+"""
+
+
+def test_two_processes(network, tmp_path):
+  """Two processes of two devices each share the batches; both see the file that one process alone would write."""
+  alone, _ = stream(network, tmp_path / "alone")
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    address = f"localhost:{probe.getsockname()[1]}"
+  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+  command = [sys.executable, "-c", PROCESS, address]
+  started = [
+      subprocess.Popen([*command, index, str(tmp_path)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+      for index in "01"
+  ]
+  try:
+    for process in started:
+      assert process.wait(timeout=300) == 0, process.stderr.read()[-3000:]
+  finally:
+    for process in started:
+      process.kill()
+      process.stderr.close()
+  for index in "01":
+    # A rounding apart: a batch of four over two devices is another program.
+    np.testing.assert_allclose(np.load(tmp_path / f"{index}.npy").astype(int), alone.astype(int), atol=1)

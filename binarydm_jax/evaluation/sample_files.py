@@ -138,7 +138,7 @@ def _join(parts, count, labels, path):
 
 
 def open_samples(path):
-  """The images of a finished set, uint8 [n, h, w, c], mapped from the file: read where they are looked at."""
+  """The images of a finished set (or of any np.savez, not compressed), uint8 [n, h, w, c], mapped from the file."""
   with zipfile.ZipFile(path) as archive:
     start = archive.getinfo("arr_0.npy").header_offset
   with open(path, "rb") as file:
