@@ -14,7 +14,9 @@ from binarydm_jax.report import format_bytes
 COLUMNS = ("model", "seeds", "bits W/A", "true bits a weight", "Frechet distance", "held-out loss", "size")
 
 
-PROTOCOL = ("feature_sha256", "num_samples", "sampler", "steps", "eta", "clip", "spacing")
+PROTOCOL = (
+  "feature_sha256", "num_samples", "sampler", "steps", "eta", "clip", "dynamic_threshold", "spacing", "guidance"
+)
 
 
 def _spread(values):

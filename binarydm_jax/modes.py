@@ -21,9 +21,9 @@ from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation import features, metrics
 from binarydm_jax.evaluation.heldout import heldout_loss
-from binarydm_jax.evaluation.sampling import to_uint8
+from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.files import write_atomically
-from binarydm_jax.networks import packed_network, save_samples, teacher_variables, trained_network
+from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.training import feed, stages
 
 PACKED = "model.safetensors"
@@ -168,6 +168,8 @@ def export(problem, workdir):
 def sample(config, workdir, make_problem):
   """Draws sample.num_images images into samples/<name>.npz (arr_0, uint8 NHWC) and samples/<name>.png.
 
+  Broken off and run again, it goes on with the batch where it stopped.
+
   Args:
     config: ConfigDict.
     workdir: folder.
@@ -176,10 +178,9 @@ def sample(config, workdir, make_problem):
   which = config.sample.model or str(Path(workdir) / PACKED)
   trained = which in ("teacher", "student")
   network = trained_network(make_problem(), workdir, which) if trained else packed_network(which, config, workdir)
-  images, speed = network.draw(
-      config.sample, config.sample.num_images, config.sample.seed, config.first_stage.batch_size
+  images, speed = stream_samples(
+      network, workdir, network.name, config.sample, config.sample.num_images, config.first_stage.batch_size
   )
-  save_samples(workdir, network.name, np.asarray(to_uint8(images)))
   _say(f"{Path(workdir) / 'samples' / network.name}.png and .npz: {len(images)} images, {speed:.1f} a second")
 
 
@@ -222,11 +223,9 @@ def evaluate(problem, workdir):
   }
   rows = []
   for (name, network), cost in zip(networks.items(), costs(problem)):
-    images, speed = network.draw(
-        config.sample, config.evaluation.num_samples, config.sample.seed, config.first_stage.batch_size
+    images, speed = stream_samples(
+        network, workdir, name, config.sample, config.evaluation.num_samples, config.first_stage.batch_size
     )
-    images = np.asarray(to_uint8(images))
-    save_samples(workdir, name, images)
     loss = heldout_loss(
         network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
         config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
@@ -246,12 +245,7 @@ def evaluate(problem, workdir):
             feature_sha256=feature_network.sha256 if feature_network else None,
             heldout_loss=loss,
             num_samples=len(images),
-            sampler=config.sample.sampler,
-            steps=config.sample.steps,
-            eta=config.sample.eta,
-            clip=config.sample.clip,
-            spacing=config.sample.spacing,
-            guidance=config.sample.guidance,
+            **sampling_options(config.sample),
             seed=config.sample.seed,
             size_bytes=cost.packed_bytes,
             fp32_bytes=cost.fp32_bytes,

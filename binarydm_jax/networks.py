@@ -1,19 +1,21 @@
 """Networks ready to be sampled: the trained teacher and student, and the student as it is shipped."""
 
 import dataclasses
-import io
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import plots
+from binarydm_jax import __version__, plots
 from binarydm_jax.deploy import packed
-from binarydm_jax.evaluation.sampling import generate, make_sampler
-from binarydm_jax.files import write_atomically
+from binarydm_jax.evaluation.sample_files import SampleWriter, open_samples
+from binarydm_jax.evaluation.sampling import make_draw, make_sampler, sampling_options, to_uint8
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import load_unet
 from binarydm_jax.models import Autoencoder
@@ -37,21 +39,81 @@ class Network:
   input_shape: tuple
   first_stage: Any = None
 
-  def draw(self, fields, count, seed, decode_batch=8):
-    """(float images [count, h, w, c], images a second without the compilation) by `config.sample`."""
-    sampler = make_sampler(
-        self.model, self.schedule, self.target, self.input_shape, fields.sampler, fields.steps, fields.eta, fields.clip,
-        fields.spacing, fields.guidance,
-    )
-    batch = min(fields.batch_size, count)
-    with tqdm(total=count, desc=f"samples of {self.name}", unit="img", disable=jax.process_index() != 0) as bar:
-      def run(count, progress=None):
-        images = generate(sampler, self.variables, count, seed, batch, self.model.num_classes, self.gates, progress)
-        return self.first_stage.decode(images, decode_batch) if self.first_stage else images
+  def make_draw(self, fields, batch_size, decode_batch):
+    """A function (first, count) -> images number first .. first + count - 1, float32 [count, h, w, c].
 
-      run(batch)  # compiles
-      start = time.perf_counter()
-      return run(count, bar.update), count / (time.perf_counter() - start)
+    Args:
+      fields: `config.sample`.
+      batch_size: samples that are drawn at once.
+      decode_batch: those that the first stage decodes at once.
+    """
+    sampler = make_sampler(self.model, self.schedule, self.target, self.input_shape, **sampling_options(fields))
+    draw = make_draw(sampler, self.variables, batch_size, fields.seed, self.model.num_classes, self.gates, ahead=True)
+    if self.first_stage is None:
+      return draw
+    self.first_stage.decode(np.zeros((1, *self.input_shape), np.float32), decode_batch)  # compiles
+    return lambda first, count: self.first_stage.decode(draw(first, count), decode_batch)
+
+  def protocol(self, fields):
+    """All that samples by `config.sample` depend on, for JSON; the network is known by a SHA-256."""
+    digest = hashlib.sha256()
+    described = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(self.model) if f.name != "parent"}
+    digest.update(json.dumps(described, default=str, sort_keys=True).encode() + self.schedule.betas.tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path((self.variables, self.gates)):
+      digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    first_stage = self.first_stage and dict(sha256=self.first_stage.sha256, scale_factor=self.first_stage.scale_factor)
+    return dict(
+        network_sha256=digest.hexdigest(), target=self.target, input_shape=self.input_shape, first_stage=first_stage,
+        **sampling_options(fields), seed=fields.seed, binarydm_jax=__version__,
+    )
+
+
+def stream_samples(network, workdir, name, fields, count, decode_batch):
+  """Draws samples/<name>.npz batch by batch, and samples/<name>.png of the first 64; goes on where it stopped.
+
+  With several processes each draws its share of the batches on its own devices, and the first joins them.
+
+  Args:
+    network: Network.
+    workdir: folder.
+    name: of the files.
+    fields: `config.sample`.
+    count: of images.
+    decode_batch: see `Network.make_draw`.
+  Returns:
+    (uint8 [count, h, w, c] mapped from the file, images a second of one process, without compilation).
+  """
+  folder = Path(workdir) / "samples"
+  writer = SampleWriter(folder, name, network.protocol(fields), count, jax.process_index(), jax.process_count())
+  _wait_for_all("protocol")
+  batch_size = min(fields.batch_size, count)
+  remaining = writer.remaining(batch_size)
+  _wait_for_all("remaining")
+  if remaining:
+    draw = network.make_draw(fields, batch_size, decode_batch)
+    own = sum(size for _, size in remaining)
+    alone = jax.process_count() == 1
+    with tqdm(total=count if alone else own, initial=count - own if alone else 0, desc=f"samples of {network.name}",
+              unit="img", disable=jax.process_index() != 0) as bar:
+      for first, size in remaining:
+        start = time.perf_counter()
+        images = np.asarray(to_uint8(draw(first, size)))
+        writer.add(first, images, time.perf_counter() - start)
+        bar.update(size)
+  _wait_for_all("parts")
+  classes = network.model.num_classes
+  writer.finish(np.arange(count) % classes if classes else None)
+  _wait_for_all("finished")
+  images = open_samples(writer.path)
+  if jax.process_index() == 0:
+    plots.save_png(folder / f"{name}.png", plots.image_grid(images[:64]))
+  return images, writer.images_per_second
+
+
+def _wait_for_all(what):
+  """Until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"samples: {what}")
 
 
 def trained_network(problem, workdir, name):
@@ -84,14 +146,3 @@ def teacher_variables(problem, workdir):
     return {"params": sharding.put_replicated(load_unet(external, problem.teacher), sharding.make_mesh())}
   steps = read_config(external)["teacher"]["steps"]
   return stages.restore_ema(problem, "teacher", external, steps)
-
-
-def save_samples(workdir, name, images, most=64):
-  """samples/<name>.npz of all and samples/<name>.png of the first `most`."""
-  if jax.process_index():
-    return
-  folder = Path(workdir) / "samples"
-  buffer = io.BytesIO()
-  np.savez(buffer, arr_0=images)
-  write_atomically(folder / f"{name}.npz", buffer.getvalue())
-  plots.save_png(folder / f"{name}.png", plots.image_grid(images[:most]))

@@ -136,14 +136,15 @@ def get_config():
   config.sample = ConfigDict(
       dict(
           model="",  # a packed file, or teacher | student; empty: the workdir's packed file
-          sampler="ddim",  # ddim | ddpm
-          steps=50,  # ddpm: 0 takes all timesteps
+          sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
+          steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
           eta=0.0,  # ddim: 0 deterministic .. 1
           clip=True,  # clip the predicted x0 to [-1, 1]
+          dynamic_threshold=0.0,  # above 0: Imagen's thresholding at this percentile, such as 0.995, instead of clip
           guidance=1.0,  # classifier-free: 1 is none; needs model.null_class
-          spacing="ldm",  # ldm | leading | linspace | trailing
+          spacing="ldm",  # ldm | leading | linspace | trailing | quadratic | logsnr: see diffusion/timesteps.py
           num_images=64,
-          batch_size=64,
+          batch_size=64,  # of one process, over its devices; changes nothing but speed and memory
           seed=0,
       )
   )

@@ -97,7 +97,7 @@ def test_packed_samples_equal_the_students(run):
   problem = build(config)
   student = trained_network(problem, workdir, "student")
   packed = packed_network(workdir / "model.safetensors", config, workdir)
-  a, b = (network.draw(config.sample, 6, 3)[0] for network in (student, packed))
+  a, b = (network.make_draw(config.sample, 6, 6)(0, 6) for network in (student, packed))
   assert a.std() > 0.1
   np.testing.assert_allclose(a, b, atol=1e-4)
 

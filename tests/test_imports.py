@@ -16,10 +16,11 @@ ALLOWED = {
   "distill": {"distill"},
   "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
-  "evaluation": {"quant", "models", "diffusion", "data", "evaluation"},
+  "evaluation": {"quant", "models", "diffusion", "data", "files", "mesh", "evaluation"},
   "importers": {"models", "importers"},
   "training": {
-    "quant", "models", "diffusion", "distill", "data", "evaluation", "files", "first_stage", "plots", "training"
+    "quant", "models", "diffusion", "distill", "data", "evaluation", "files", "first_stage", "mesh", "plots",
+    "training",
   },
 }
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax.evaluation.sampling import generate, make_sampler, to_uint8
+from binarydm_jax.evaluation.sampling import generate, make_sampler, sampling_options, to_uint8
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training.checkpoint import Checkpoints
 from binarydm_jax.training.feed import get_first_stage, network_batches
@@ -24,9 +24,8 @@ def _sample_grids(problem, stage, model, writer, workdir):
   config = problem.config
   if not config.log.samples_every:
     return lambda state, step: None
-  s, target = config.sample, config.diffusion.target
   sampler = make_sampler(
-      model, problem.schedule, target, problem.input_shape, s.sampler, s.steps, s.eta, s.clip, s.spacing, s.guidance
+      model, problem.schedule, config.diffusion.target, problem.input_shape, **sampling_options(config.sample)
   )
   gates_fn = problem.gates_fn if stage == "student" else None
 

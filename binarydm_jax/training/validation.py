@@ -1,8 +1,9 @@
 """Checks of a config: each raises ValueError with one line that names the field and the mend."""
 
-from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps
+from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
 from binarydm_jax.distill import PROJECTIONS
 from binarydm_jax.evaluation import features
+from binarydm_jax.evaluation.sampling import SAMPLERS
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
 from binarydm_jax.quant.rules import WEIGHT_PRESETS
@@ -18,7 +19,7 @@ CHOICES = {
   "quant.edges": ("float", "8bit"),
   "quant.progressive": ("method", "none", "blocks", "levels"),
   "distill.projection": ("method", *PROJECTIONS, "off"),
-  "sample.sampler": ("ddim", "ddpm"),
+  "sample.sampler": tuple(SAMPLERS),
   "sample.spacing": SPACINGS,
   "evaluation.feature_network": ("digits_classifier", "none"),
 }
@@ -76,6 +77,7 @@ FRACTIONS = (
   "model.dropout",
   "quant.transition",
   "sample.eta",
+  "sample.dynamic_threshold",
   "student.ema_decay",
   "teacher.ema_decay",
   "student.label_dropout",
@@ -116,8 +118,11 @@ def check_config(config):
   check_conditioning(config)
   if config.first_stage.kind == "none" and (config.first_stage.cache or config.first_stage.checkpoint):
     raise ValueError("first_stage.kind is 'none', so its checkpoint and cache have no use: set the kind, or empty them")
-  if config.sample.sampler == "ddim" and not config.sample.steps:
-    raise ValueError("sample.steps is 0: ddim needs a number of steps (0 means all timesteps, for ddpm)")
+  sampler = config.sample.sampler
+  if sampler != "ddpm" and not config.sample.steps:
+    raise ValueError(f"sample.steps is 0: {sampler} needs a number of steps (0 means all timesteps, for ddpm)")
+  if sampler != "ddim" and config.sample.eta:
+    raise ValueError(f"sample.eta is {config.sample.eta}, and {sampler} has none: set it to 0, or the sampler to ddim")
 
 
 def check_conditioning(config):
@@ -136,10 +141,12 @@ def check_conditioning(config):
 
 
 def check_sampling(sample, schedule):
-  """A number of sampling steps that the schedule does not have."""
-  if sample.sampler == "ddpm" and not sample.steps:
+  """A number of sampling steps that the schedule does not have, or the sampler cannot use."""
+  if sample.sampler in ("ddim", "ddpm"):
+    if sample.steps:
+      sampling_timesteps(schedule, sample.steps, sample.spacing)
     return
-  sampling_timesteps(schedule, sample.steps, sample.spacing)
+  solver_timesteps(schedule, sample.steps, sample.spacing, sample.sampler)
 
 
 def check_features(evaluation, image_shape, num_train):

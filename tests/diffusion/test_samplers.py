@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from binarydm_jax.diffusion import Schedule, ddim, ddpm, make_schedule, sample_keys, sampling_timesteps
+from binarydm_jax.diffusion import (
+  Schedule,
+  ddim,
+  ddpm,
+  dpm_solver_2m,
+  dpm_solver_2s,
+  make_schedule,
+  plms,
+  sample_keys,
+  sampling_timesteps,
+  solver_timesteps,
+)
 
 LDM = make_schedule("scaled_linear", 1000, 0.0015, 0.0195)
 SHORT = make_schedule("linear", 20, 1e-2, 0.3)
@@ -44,6 +55,9 @@ def point_mass(schedule, value, target):
     ("trailing", 4, [999, 749, 499, 249]),
     ("trailing", 3, [999, 666, 332]),
     ("trailing", 1000, list(range(999, -1, -1))),
+  # floor(800 (i / 4)^2) and floor(800 (i / 9)^2), Song et al.'s "quad".
+  ("quadratic", 5, [800, 450, 200, 50, 0]),
+  ("quadratic", 10, [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]),
 ])
 def test_timesteps(spacing, steps, expected):
   """Literals for 1000 timesteps, and that each step goes to the level of the next one."""
@@ -54,11 +68,39 @@ def test_timesteps(spacing, steps, expected):
   assert ends[-1] == (abar[0] if spacing == "ldm" else 1.0)
 
 
-@pytest.mark.parametrize("spacing, steps, most", [
-    ("ldm", 0, 999), ("ldm", 1000, 999), ("leading", 1001, 1000), ("linspace", -1, 1000), ("trailing", 1001, 1000),
+def test_logsnr_timesteps():
+  """Even in log(a / s) as far as whole timesteps allow, from the last timestep to the first, where the chain ends."""
+  schedule = Schedule(np.full(1000, 1e-2))
+  timesteps, ends = sampling_timesteps(schedule, 10, "logsnr")
+  assert timesteps[0] == 999 and ends[-1] == schedule.alphas_cumprod[0]
+  log_ratio = np.log(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)) / 2
+  even = np.linspace(log_ratio[999], log_ratio[0], 11)[:10]
+  for t, wanted in zip(timesteps, even):
+    near = log_ratio[max(t - 1, 0) : t + 2]
+    assert abs(log_ratio[t] - wanted) == np.abs(near - wanted).min()
+
+
+def test_repeated_timesteps():
+  """Short quadratic steps repeat timesteps, as the released code has it: DDIM stands still, solvers refuse."""
+  timesteps, ends = sampling_timesteps(SHORT, 10, "quadratic")
+  assert timesteps.tolist() == [16, 12, 9, 7, 4, 3, 1, 0, 0, 0]
+  assert ends[-3] == ends[-2] == SHORT.alphas_cumprod[0] and ends[-1] == 1
+  keys = sample_keys(KEY, 0, 4)
+  out = ddim(point_mass(SHORT, 0.4, "eps"), keys, (5,), SHORT, steps=10, eta=1.0, spacing="quadratic")
+  np.testing.assert_allclose(out, 0.4, atol=2e-5)
+  for spacing, steps in (("quadratic", 10), ("logsnr", 19)):
+    with pytest.raises(ValueError, match=f"sample.steps {steps} repeats timesteps in '{spacing}' spacing, which plms"):
+      plms(network, keys, (5,), SHORT, steps=steps, spacing=spacing)
+  with pytest.raises(ValueError, match=r"sample.steps is 1; dpm_solver\+\+_2m needs at least 2"):
+    solver_timesteps(SHORT, 1, "ldm", "dpm_solver++_2m")
+
+
+@pytest.mark.parametrize("spacing, steps, least, most", [
+  ("ldm", 0, 1, 999), ("ldm", 1000, 1, 999), ("leading", 1001, 1, 1000), ("linspace", -1, 1, 1000),
+  ("trailing", 1001, 1, 1000), ("quadratic", 1, 2, 1000), ("logsnr", 1000, 1, 999),
 ])
-def test_steps_out_of_range(spacing, steps, most):
-  with pytest.raises(ValueError, match=rf"sample.steps {steps} is not in 1 .. {most}"):
+def test_steps_out_of_range(spacing, steps, least, most):
+  with pytest.raises(ValueError, match=rf"sample.steps {steps} is not in {least} .. {most}"):
     sampling_timesteps(LDM, steps, spacing)
 
 
@@ -162,10 +204,38 @@ def test_gaussian_data(sampler, eta):
   assert float(jnp.std(out)) == pytest.approx(0.3, abs=0.02)  # the posterior variance makes finite chains narrower
 
 
+SOLVERS = (plms, dpm_solver_2m, dpm_solver_2s)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_point_mass_solvers(sampler, target):
+  """Where the noise, or x0, is the same at all timesteps every mixture of predictions is exact."""
+  for steps in (2, 3, 10):
+    out = sampler(point_mass(SHORT, 0.4, target), sample_keys(KEY, 0, 8), (5,), SHORT, target, steps, spacing="leading")
+    np.testing.assert_allclose(out, 0.4, atol=2e-5)
+
+
+@pytest.mark.parametrize("sampler, calls", [(plms, 7), (dpm_solver_2m, 6), (dpm_solver_2s, 6)])
+def test_runs_of_the_network(sampler, calls):
+  """What the docstrings say of `steps`; the network itself is traced once."""
+  traced, run = [], []
+
+  def denoise(x, timesteps):
+    traced.append(1)
+    jax.debug.callback(lambda t: run.append(int(t[0])), timesteps)
+    return network(x, timesteps)
+
+  jax.block_until_ready(sampler(denoise, sample_keys(KEY, 0, 2), (3,), SHORT, steps=6))
+  jax.effects_barrier()
+  assert len(run) == calls and sorted(set(run), reverse=True) == [16, 13, 10, 7, 4, 1]
+  assert len(traced) <= 2  # the scan may trace its body again for its shapes
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", [ddim, ddpm])
+@pytest.mark.parametrize("sampler", [ddim, ddpm, *SOLVERS])
 def test_clip(sampler):
   """Data at 3 end at 3, and at exactly 1 when the predicted x0 is clipped."""
   denoise, keys = point_mass(SHORT, 3.0, "x0"), sample_keys(KEY, 0, 2)
@@ -191,7 +261,19 @@ def test_eta():
   assert np.abs(runs[0] - runs[2]).min() > 1e-4
 
 
-@pytest.mark.parametrize("sampler, extra", [(ddim, {"eta": 0.7}), (ddpm, {})])
+def test_dynamic_threshold():
+  """Data at 1, 2, 3 with the median as threshold end at 1/2, 1, 1; and it takes the place of clipping."""
+  value = jnp.array([1.0, 2.0, 3.0])
+  for sampler in (ddim, ddpm, *SOLVERS):
+    for clip in (False, True):
+      out = sampler(
+          lambda x, t: jnp.zeros_like(x) + value, sample_keys(KEY, 0, 2), (3,), SHORT, "x0", steps=4, clip=clip,
+          spacing="leading", dynamic_threshold=0.5,
+      )
+      np.testing.assert_allclose(out, [[0.5, 1, 1]] * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler, extra", [(ddim, {"eta": 0.7}), (ddpm, {}), *((solver, {}) for solver in SOLVERS)])
 def test_a_sample_depends_on_seed_and_index_alone(sampler, extra):
   """Batches of 4 give the images of one batch of 8; another seed gives others."""
   sample = jax.jit(lambda keys: sampler(network, keys, (4,), SHORT, steps=5, spacing="linspace", **extra))
