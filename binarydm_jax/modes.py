@@ -1,6 +1,5 @@
 """What each --mode does. Every one works on a Problem (a checked config) and a workdir, and can be run again."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -44,7 +43,7 @@ def _write(path, data):
 
 
 def pretrain(problem, workdir):
-  """Trains the teacher (nothing to do if teacher.checkpoint gives one)."""
+  """Trains the teacher; only reads it where teacher.checkpoint gives one."""
   if problem.config.teacher.checkpoint:
     teacher_variables(problem, workdir)
     return
@@ -73,7 +72,7 @@ def encode(problem, workdir):
       num_examples=len(data),
       num_classes=data.num_classes,
       mirrored=mirrored,
-      about=feed.cache_description(problem, first_stage),
+      about=feed.cache_description(problem, first_stage.sha256),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
   )
@@ -128,15 +127,6 @@ def info(problem, workdir):
   _write(Path(workdir) / "info.json", json.dumps(student.as_dict(), indent=2) + "\n")
 
 
-def _describe(first_stage):
-  """What a packed file says of the first stage that its latents belong to."""
-  if first_stage is None:
-    return None
-  fields = {f.name: getattr(first_stage.model, f.name) for f in dataclasses.fields(first_stage.model)}
-  fields = {name: value for name, value in fields.items() if name not in ("name", "parent")}
-  return {**fields, "scale_factor": first_stage.scale_factor}
-
-
 def export(problem, workdir):
   """Writes the packed file of the finished student's averaged weights and checks its size against `cost`."""
   variables = stages.restore_ema(problem, "student", workdir)
@@ -145,6 +135,7 @@ def export(problem, workdir):
   diffusion = {name: problem.config.diffusion[name] for name in
                ("schedule", "num_timesteps", "beta_start", "beta_end", "target")}
   path = Path(workdir) / PACKED
+  first_stage = feed.get_first_stage(problem, workdir)
   payload, header = packed.export(
       path,
       variables,
@@ -153,7 +144,7 @@ def export(problem, workdir):
       problem.layers,
       diffusion,
       problem.input_shape,
-      first_stage=_describe(feed.get_first_stage(problem, workdir)),
+      first_stage=first_stage.describe() if first_stage else None,
       method=problem.config.method,
   )
   counted = costs(problem)[1].packed_bytes
@@ -332,7 +323,8 @@ def _finished_results(config, workdir):
 
 def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
-  pretrain(problem, workdir)
+  if not problem.config.teacher.checkpoint:
+    pretrain(problem, workdir)
   binarize(problem, workdir)
   results = _finished_results(problem.config, Path(workdir))
   if results:

@@ -18,9 +18,11 @@ from binarydm_jax.evaluation.sample_files import SampleWriter, open_samples
 from binarydm_jax.evaluation.sampling import make_draw, make_sampler, sampling_options, to_uint8
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import load_unet
+from binarydm_jax.mesh import make_mesh, put_replicated
 from binarydm_jax.models import Autoencoder
-from binarydm_jax.training import feed, sharding, stages
-from binarydm_jax.workdir import is_run, read_config
+from binarydm_jax.training import feed, stages
+from binarydm_jax.training.problem import compute_dtype
+from binarydm_jax.workdir import digest, is_run, lock_inputs, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +134,26 @@ def packed_network(path, config, workdir):
   first_stage = None
   if file.first_stage:
     fields = dict(file.first_stage)
-    factor = fields.pop("scale_factor")
-    first_stage = open_first_stage(config, Autoencoder(**fields), workdir, None, factor)
-  return Network("packed", file.model, file.variables, None, file.schedule, file.target, file.input_shape, first_stage)
+    known = {name: fields.pop(name) for name in ("scale_factor", "sha256")}
+    first_stage = open_first_stage(config, Autoencoder(**fields), workdir, None, known)
+  # The teacher beside it computes in the same type.
+  model = file.model.clone(dtype=compute_dtype(config.compute))
+  return Network("packed", model, file.variables, None, file.schedule, file.target, file.input_shape, first_stage)
 
 
 def teacher_variables(problem, workdir):
-  """{"params"} of the teacher: this workdir's, or from config.teacher.checkpoint, a run or a published file."""
+  """{"params"} of the teacher: this workdir's, or from config.teacher.checkpoint, a run or a published file.
+
+  Raises:
+    ValueError: it does not fit the network, or is another one than the run was begun with.
+  """
   external = problem.config.teacher.checkpoint
   if not external:
     return stages.restore_ema(problem, "teacher", workdir)
-  if not is_run(external):
-    return {"params": sharding.put_replicated(load_unet(external, problem.teacher), sharding.make_mesh())}
-  steps = read_config(external)["teacher"]["steps"]
-  return stages.restore_ema(problem, "teacher", external, steps)
+  if is_run(external):
+    steps = read_config(external)["teacher"]["steps"]
+    variables = stages.restore_ema(problem, "teacher", external, steps)
+  else:
+    variables = {"params": put_replicated(load_unet(external, problem.teacher), make_mesh())}
+  lock_inputs(workdir, teacher_sha256=digest(variables["params"]))
+  return variables

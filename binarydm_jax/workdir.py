@@ -1,13 +1,18 @@
 """The workdir's config: training fields are locked by the first run, the others may change."""
 
+import hashlib
 import json
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from binarydm_jax.files import write_atomically
 
 LOCKED = ("seed", "method", "data", "model", "first_stage", "diffusion", "quant", "distill", "teacher", "student")
-# Where latents are kept and how many are made at once changes nothing.
-FREE = ("first_stage.cache", "first_stage.batch_size")
+# Where things are kept and how many are made at once changes nothing; what is in the files is locked by `lock_inputs`.
+FREE = ("first_stage.cache", "first_stage.batch_size", "first_stage.checkpoint", "teacher.checkpoint")
+INPUTS = "inputs.json"
 
 
 def _plain(config):
@@ -16,7 +21,8 @@ def _plain(config):
 
 
 def _differences(old, new, prefix=""):
-  for name in sorted({*old, *new}):
+  """(field, old value, new value) of those that differ; a field that the old run did not know yet is none."""
+  for name in sorted(old):
     a, b = old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
       yield from _differences(a, b, f"{prefix}{name}.")
@@ -40,14 +46,50 @@ def read_config(workdir):
 
 
 def is_run(path):
-  """Whether a path is the workdir of a run with a teacher (else it is a published checkpoint)."""
-  return (Path(path) / "teacher").is_dir()
+  """Whether a path is the workdir of a run (else it is a published checkpoint)."""
+  return (Path(path) / "config.json").is_file() and (Path(path) / "teacher").is_dir()
+
+
+def digest(params):
+  """SHA-256 of a tree of arrays, their paths included."""
+  sha256 = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    sha256.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+  return sha256.hexdigest()
+
+
+def read_inputs(workdir):
+  """What `lock_inputs` has kept in a workdir, {} where nothing is."""
+  try:
+    return json.loads((Path(workdir) / INPUTS).read_text())
+  except FileNotFoundError:
+    return {}
+  except (OSError, json.JSONDecodeError):
+    raise ValueError(f"{Path(workdir) / INPUTS} cannot be read; give another --workdir") from None
+
+
+def lock_inputs(workdir, **values):
+  """Keeps what a run found in its input files in workdir/inputs.json, or compares it with what is kept there.
+
+  Raises:
+    ValueError: the run was begun with something else.
+  """
+  kept = read_inputs(workdir)
+  for name, value in values.items():
+    if name in kept and kept[name] != value:
+      raise ValueError(
+          f"{workdir} was begun with another {name} ({kept[name]}, and now {value}): give another --workdir, or the"
+          " files of then"
+      )
+  if not set(values) <= set(kept) and jax.process_index() == 0:
+    path = Path(workdir) / INPUTS
+    write_atomically(path, (json.dumps({**kept, **values}, indent=2) + "\n").encode())
 
 
 def check_teacher(config):
   """Checks that there is to be a teacher, and `teacher.checkpoint`: a run must have the same network and diffusion.
 
-  What is in a published file is checked when it is read.
+  A published file is checked when it is read.
 
   Raises:
     ValueError: names the field that differs.
@@ -55,15 +97,13 @@ def check_teacher(config):
   folder = config.teacher.checkpoint
   if not folder and not config.teacher.steps:
     raise ValueError("teacher.steps is 0 and no teacher.checkpoint is given; set one of them")
-  if folder and not Path(folder).exists():
-    raise ValueError(f"teacher.checkpoint {folder!r} does not exist: give the workdir of a run, or a published file")
   if not folder or not is_run(folder):
     return
   old, new = read_config(folder), _plain(config)
   shared = ["data.channels", "data.image_size"] + ["data.source"] * config.model.class_conditional
   for name, theirs, ours in _differences(old, new):
     section, _, field = name.partition(".")
-    stage = section == "first_stage" and field not in ("cache", "batch_size")
+    stage = section == "first_stage" and name not in FREE
     if section in ("model", "diffusion") or stage or name in shared:
       raise ValueError(f"teacher.checkpoint {folder!r} has {name}={theirs!r}, this run {ours!r}; set them alike")
 

@@ -70,6 +70,8 @@ def get_config():
       dict(
           kind="none",  # none (diffusion on pixels) | vq | kl: latent diffusion
           checkpoint="",  # its weights; empty: they are in the file teacher.checkpoint
+          # These are VQ-f4's. VQ-f8: mult (1, 2, 2, 4), attention (8,), 4 latent channels, 16384 entries; KL-f8: mult
+          # (1, 2, 4, 4), 4 latent channels.
           channels=128,
           channel_mult=(1, 2, 4),
           num_res_blocks=2,
@@ -77,7 +79,8 @@ def get_config():
           latent_channels=3,
           codebook_size=8192,  # vq
           norm_groups=32,
-          scale_factor=1.0,  # of latents; 0: the checkpoint's, or 1 / deviation of the first batch (LDM's rule)
+          # Of latents; 0 takes the checkpoint's, else 1 for vq, 1 / standard deviation of the first batch for kl.
+          scale_factor=0.0,
           cache="",  # folder of latents that --mode=encode writes and training reads; empty: encoded at every step
           batch_size=8,  # images that are encoded or decoded at once, outside training
       )

@@ -13,7 +13,7 @@ run here.
   --config.method=baseline --config.quant.act_bits=8         one basis W1A8          20.25
   --config.method=baseline --config.quant.act_bits=32        one basis W1A32         22.59
 
---config.teacher.steps=800000 trains the teacher as DDPM did, instead of a checkpoint.
+--config.teacher.steps=800000 trains a teacher instead, for as long as DDPM's but with a cosine schedule.
 """
 
 from configs import base

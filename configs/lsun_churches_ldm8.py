@@ -23,8 +23,6 @@ def get_config():
           resblock_updown=True,
       )
   )
-  config.first_stage.update(
-      dict(kind="kl", channel_mult=(1, 2, 4, 4), latent_channels=4, scale_factor=0.0)  # the checkpoint holds the factor
-  )
+  config.first_stage.update(dict(kind="kl", channel_mult=(1, 2, 4, 4), latent_channels=4))
   config.diffusion.update(dict(beta_end=0.0155, loss="l1"))
   return config

@@ -147,7 +147,7 @@ def test_teacher_of_another_run(run, tmp_path):
   with pytest.raises(ValueError, match="model.dropout=0.0, this run 0.5"):
     main.run(config, str(tmp_path / "b"), "binarize")
   config.teacher.checkpoint = str(tmp_path / "none")
-  with pytest.raises(ValueError, match="teacher.checkpoint .* does not exist"):
+  with pytest.raises(ValueError, match="none does not exist"):
     main.run(config, str(tmp_path / "c"), "binarize")
 
 

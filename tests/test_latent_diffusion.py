@@ -44,7 +44,7 @@ FIELDS = {
 
 def publish(config, path, scale_factor=None):
   """A latent diffusion .ckpt with random weights for the networks of a config."""
-  problem = build(config)
+  problem = build(config, with_data=False)
   rng = np.random.default_rng(0)
 
   def random(model, *inputs):
@@ -79,18 +79,71 @@ def run(tmp_path_factory):
   return config, folder / "run"
 
 
+def kept_factor(workdir):
+  return json.loads((workdir / "inputs.json").read_text())["scale_factor"]
+
+
 def test_scale_factor_of_the_first_batch(run):
   """Without a factor in config or file, the first batch's latents get unit variance, and the run keeps the number."""
   config, workdir = run
-  kept = json.loads((workdir / "first_stage.json").read_text())
   problem = build(config)
   tree, factor = load_autoencoder(config.teacher.checkpoint, problem.first_stage)
   assert factor is None and set(tree) == {"encoder", "decoder", "quant_conv", "post_quant_conv"}
   stage = open_first_stage(config, problem.first_stage, workdir, None)
-  assert stage.scale_factor == kept["scale_factor"]
+  assert stage.scale_factor == kept_factor(workdir)
   images = np.stack([problem.train_data[i]["image"] for i in range(300)])
   latents = stage.latents(stage.moments(images, 150), jax.random.key(1))
   assert 0.8 < np.std(latents) < 1.25
+
+
+def test_where_the_scale_factor_comes_from(run, tmp_path):
+  """The config, the teacher's file, the first stage's file; a contradiction is an error; a codebook's latents stay."""
+  config, workdir = run
+  model = build(config).first_stage
+  config = config.copy_and_resolve_references()
+  other, teacher = tmp_path / "other.ckpt", tmp_path / "teacher.ckpt"
+  publish(config, other, scale_factor=0.25)
+  publish(config, teacher, scale_factor=0.5)
+
+  def factor(folder):
+    return open_first_stage(config, model, tmp_path / folder, None).scale_factor
+
+  for folder in "abcd":
+    (tmp_path / folder).mkdir()
+  config.first_stage.checkpoint = str(other)
+  assert factor("a") == 0.25
+  config.teacher.checkpoint = str(teacher)
+  assert factor("b") == 0.5
+  config.first_stage.scale_factor = 0.3
+  with pytest.raises(ValueError, match="first_stage.scale_factor is 0.3, and the checkpoint has 0.5: set it to 0"):
+    factor("c")
+  # A run hands its factor on to a student that is trained from its teacher.
+  config.first_stage.update(dict(scale_factor=0.0, checkpoint=run[0].teacher.checkpoint))
+  config.teacher.checkpoint = str(workdir)
+  (workdir / "teacher").mkdir()
+  assert factor("d") == kept_factor(workdir)
+  config.first_stage.checkpoint = ""
+  assert factor("d") == kept_factor(workdir)
+  (workdir / "teacher").rmdir()
+
+
+def test_other_files_in_the_same_workdir(run, tmp_path):
+  """Paths may change, what they hold may not."""
+  config, workdir = run
+  config = config.copy_and_resolve_references()
+  publish(config, tmp_path / "other.ckpt")
+  other = torch.load(tmp_path / "other.ckpt", weights_only=True)
+  for name, value in other["state_dict"].items():
+    other["state_dict"][name] = value + 1
+  torch.save(other, tmp_path / "other.ckpt")
+  config.teacher.checkpoint = str(tmp_path / "other.ckpt")
+  with pytest.raises(ValueError, match="was begun with another teacher_sha256"):
+    main.run(config, workdir, "pretrain")
+  with pytest.raises(ValueError, match="was begun with another first_stage_sha256"):
+    open_first_stage(config, build(config).first_stage, workdir, None)
+  config.sample.model = str(workdir / "model.safetensors")
+  with pytest.raises(ValueError, match="other.ckpt is not the first stage that the packed model was trained with"):
+    main.run(config, tmp_path, "sample")
 
 
 def test_cache_holds_the_moments(run):
@@ -133,7 +186,7 @@ def test_results_are_images(run):
   file = packed.load(workdir / "model.safetensors")
   assert file.input_shape == (4, 4, 2) and file.model.null_class and file.model.context_dim == 6
   assert file.first_stage["kind"] == "kl"
-  assert file.first_stage["scale_factor"] == json.loads((workdir / "first_stage.json").read_text())["scale_factor"]
+  assert file.first_stage["scale_factor"] == kept_factor(workdir)
 
 
 def test_sampling_without_data(run, tmp_path):
@@ -151,21 +204,19 @@ def test_sampling_without_data(run, tmp_path):
 
 
 def test_wrong_first_stage_and_cache(run, tmp_path):
-  """A cache of other latents, a missing cache, a first stage of another shape: one line before training."""
+  """A cache of other latents or none, a first stage of another shape or none: one line, and nothing found is kept."""
   config, _ = run
   config = config.copy_and_resolve_references()
-  other = tmp_path / "other.ckpt"
-  publish(config, other, scale_factor=0.3)
-  problem = build(config)
-  assert open_first_stage(config, problem.first_stage, tmp_path, None, 0.5).scale_factor == 0.5
-  config.first_stage.checkpoint = str(other)
-  assert open_first_stage(config, problem.first_stage, tmp_path, None).scale_factor == pytest.approx(0.3)
   config.data.holdout = 0.2
   with pytest.raises(ValueError, match=r"holdout.*--mode=encode"):
     main.run(config, tmp_path / "a", "binarize")
+  assert "scale_factor" not in json.loads((tmp_path / "a" / "inputs.json").read_text())
   config.first_stage.cache = str(tmp_path / "nowhere")
   with pytest.raises(ValueError, match=r"nowhere.*--mode=encode"):
     main.run(config, tmp_path / "b", "binarize")
   config.first_stage.update(dict(cache="", channels=8))
-  with pytest.raises(ValueError, match=r"other.ckpt.*of another shape"):
+  with pytest.raises(ValueError, match=r"ldm.ckpt.*of another shape"):
     main.run(config, tmp_path / "c", "binarize")
+  config.first_stage.checkpoint = str(tmp_path / "none.ckpt")
+  with pytest.raises(ValueError, match=r"first_stage.checkpoint .*none.ckpt' does not exist"):
+    main.run(config, tmp_path / "d", "binarize")

@@ -47,6 +47,7 @@ CASES = {
   "classes of the data": (
     {"model.class_conditional": True, "model.num_classes": 4}, r"model.num_classes is 4, and .* has 10 classes"
   ),
+  "transformer without context": ({"model.transformer_depth": 2}, r"model.transformer_depth is 2; .* it must be 1"),
   "null class without labels": ({"model.null_class": True}, r"model.null_class is True, and model.class_conditional"),
   "guidance": ({"sample.guidance": 2.0}, r"sample.guidance is 2.0; it needs model.null_class"),
   "label dropout": ({"student.label_dropout": 0.1}, r"student.label_dropout needs model.null_class"),
@@ -64,7 +65,7 @@ CASES = {
   "first stage's norm": ({"first_stage.kind": "vq", "first_stage.channels": 48}, r"first_stage.norm_groups 32 does"),
   "layout": ({"model.layout": "adm"}, r"model.layout 'adm' is not one of ldm, ddpm"),
   "compute type": ({"compute.dtype": "float16"}, r"compute.dtype 'float16' is not one of float32, bfloat16"),
-  "missing teacher": ({"teacher.checkpoint": "/no/such.ckpt"}, r"teacher.checkpoint '/no/such.ckpt' does not exist"),
+  "missing teacher": ({"teacher.checkpoint": "/no/such.ckpt"}, r"/no/such.ckpt does not exist"),
   "labels": ({"data.source": "FOLDER", "model.class_conditional": True}, r"model.class_conditional needs labels"),
   "sampler": ({"sample.sampler": "heun"}, r"sample.sampler 'heun' is not one of ddim, ddpm, plms, dpm_solver\+\+_2m"),
   "all timesteps": ({"sample.sampler": "plms", "sample.steps": 0}, r"sample.steps is 0: plms needs a number of steps"),

@@ -20,6 +20,7 @@ from binarydm_jax import quant
 from binarydm_jax.diffusion import TARGETS, Schedule, make_schedule
 from binarydm_jax.files import write_atomically
 from binarydm_jax.models import Autoencoder, UNet
+from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.quant import LayerRule
 
 FORMAT, VERSION = "binarydm_jax-packed", "2"
@@ -41,7 +42,8 @@ class PackedModel:
     variables: {"params", "quant"}, float32.
     schedule, target: of the diffusion.
     input_shape: (h, w, c) of images, or of latents.
-    first_stage: None, or the fields of the Autoencoder that the latents belong to, and their "scale_factor".
+    first_stage: None, or the fields of the Autoencoder that the latents belong to, and their "scale_factor"
+      and the "sha256" of its weights.
     description: the file's JSON.
   """
 
@@ -147,7 +149,7 @@ def load(path):
     rule_fields = [f.name for f in dataclasses.fields(LayerRule)]
     table = {p: LayerRule(**{f: row[f] for f in rule_fields}) for p, row in description["layers"].items()}
     model = UNet(**fields)
-    first_stage = _first_stage(description["first_stage"])
+    first_stage = _first_stage(description["first_stage"], input_shape)
     schedule = make_schedule(*(diffusion[f] for f in ("schedule", "num_timesteps", "beta_start", "beta_end")))
     target = diffusion["target"]
     if target not in TARGETS or not schedule.num_timesteps:
@@ -175,15 +177,19 @@ def load(path):
   return PackedModel(model, variables, schedule, target, input_shape, first_stage, description)
 
 
-def _first_stage(fields):
-  """The description's first stage, checked: None, or the fields of an Autoencoder and a positive scale factor."""
+def _first_stage(fields, input_shape):
+  """The description's first stage, checked: None, or an Autoencoder's fields, a positive scale factor, a SHA-256."""
   if fields is None:
     return None
   fields = {name: _tuple(value) for name, value in fields.items()}
   factor = float(fields["scale_factor"])
   if not (factor > 0 and math.isfinite(factor)):
     raise ValueError(f"scale factor {factor}")
-  Autoencoder(**{name: value for name, value in fields.items() if name != "scale_factor"})
+  if fields["kind"] not in KINDS or not isinstance(fields["sha256"], str):
+    raise ValueError(f"first stage of kind {fields['kind']!r}")
+  stage = Autoencoder(**{name: value for name, value in fields.items() if name not in ("scale_factor", "sha256")})
+  if stage.latent_channels != input_shape[-1]:
+    raise ValueError(f"first stage of {stage.latent_channels} channels")
   return {**fields, "scale_factor": factor}
 
 

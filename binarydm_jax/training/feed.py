@@ -4,6 +4,7 @@ import jax
 
 from binarydm_jax.data import batches, open_latents
 from binarydm_jax.first_stage import open_first_stage
+from binarydm_jax.mesh import make_mesh, put_replicated
 from binarydm_jax.training import sharding
 
 # Each is folded into the run's seed.
@@ -41,27 +42,33 @@ def get_first_stage(problem, workdir, stored=True):
   if problem.first_stage is None:
     return None
 
-  def first_batch():
+  def first_batch(sha256):
     if problem.train_data is None:
       raise ValueError(
           "first_stage.scale_factor is 0, and only training finds it: run --mode=binarize first, or give a number"
       )
-    return next(stored_batches(problem, "student", sharding.make_mesh(), 0, stored))
+    if stored:
+      check_cache(problem, sha256)
+    return next(stored_batches(problem, "student", make_mesh(), 0, stored))
 
   return open_first_stage(problem.config, problem.first_stage, workdir, first_batch)
 
 
+def check_cache(problem, first_stage_sha256):
+  """Raises DataError unless first_stage.cache, if there is one, holds the latents of this run."""
+  if problem.config.first_stage.cache:
+    open_latents(problem.config.first_stage.cache, cache_description(problem, first_stage_sha256))
+
+
 def network_batches(problem, stage, mesh, start_step, workdir=None):
   """Global batches of `stage` from `start_step` on as the network takes them: {"image", "label"}, on the mesh."""
-  stored = stored_batches(problem, stage, mesh, start_step)
   first_stage = get_first_stage(problem, workdir)
   if first_stage is None:
-    return stored
-  cache = problem.config.first_stage.cache
-  if cache:
-    open_latents(cache, cache_description(problem, first_stage))
+    return stored_batches(problem, stage, mesh, start_step)
+  check_cache(problem, first_stage.sha256)
+  stored = stored_batches(problem, stage, mesh, start_step)
   encode = jax.jit(first_stage.encode_batch)
-  variables = sharding.put_replicated(first_stage.variables, mesh)
+  variables = put_replicated(first_stage.variables, mesh)
   key = run_key(problem, LATENTS)
   # The posterior is drawn anew at every step.
   return (
@@ -69,8 +76,10 @@ def network_batches(problem, stage, mesh, start_step, workdir=None):
   )
 
 
-def cache_description(problem, first_stage):
+def cache_description(problem, first_stage_sha256):
   """What latents on disk must have been made from, to be this run's."""
   data = problem.config.data
-  about = {name: data[name] for name in ("source", "image_size", "channels", "train_split", "holdout")}
-  return {**about, "first_stage": problem.config.first_stage.kind, "first_stage_sha256": first_stage.sha256}
+  names = ("source", "image_size", "channels", "train_split", "test_split", "holdout", "data_dir")
+  about = {name: data[name] for name in names}
+  images = dict(num_images=len(problem.train_data), num_classes=problem.train_data.num_classes)
+  return {**about, **images, "first_stage": problem.config.first_stage.kind, "first_stage_sha256": first_stage_sha256}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from binarydm_jax import quant
 from binarydm_jax.data import open_source
 from binarydm_jax.diffusion import Schedule, make_schedule
+from binarydm_jax.first_stage import checkpoint_of
 from binarydm_jax.models import Autoencoder, UNet
 from binarydm_jax.models.unet import EDGES
 from binarydm_jax.training import sharding
@@ -100,6 +101,11 @@ def build_first_stage(fields, image_channels):
   )
 
 
+def compute_dtype(compute):
+  """The `dtype` of a UNet by `config.compute`."""
+  return jnp.bfloat16 if compute.dtype == "bfloat16" else None
+
+
 def build_model(fields, compute, channels, num_classes):
   """The full-precision UNet of `config.model`, for inputs of so many channels."""
   return UNet(
@@ -119,7 +125,7 @@ def build_model(fields, compute, channels, num_classes):
       transformer_depth=fields.transformer_depth,
       norm_groups=fields.norm_groups,
       layout=fields.layout,
-      dtype=jnp.bfloat16 if compute.dtype == "bfloat16" else None,
+      dtype=compute_dtype(compute),
       remat=compute.remat,
   )
 
@@ -206,6 +212,8 @@ def build(config, with_data=True):
   image_shape = (data.image_size, data.image_size, data.channels)
   shape = input_shape(image_shape, first_stage)
   check_model(config.model, shape[0], "data.image_size" if first_stage is None else "the size of the latents")
+  if with_data and first_stage is not None:
+    checkpoint_of(config)
   train_data = test_data = None
   if with_data or (config.model.class_conditional and not config.model.num_classes):
     train_data, test_data = open_data(data)

@@ -116,8 +116,6 @@ def check_config(config):
           " device at log steps only"
       )
   check_conditioning(config)
-  if config.first_stage.kind == "none" and (config.first_stage.cache or config.first_stage.checkpoint):
-    raise ValueError("first_stage.kind is 'none', so its checkpoint and cache have no use: set the kind, or empty them")
   sampler = config.sample.sampler
   if sampler != "ddpm" and not config.sample.steps:
     raise ValueError(f"sample.steps is 0: {sampler} needs a number of steps (0 means all timesteps, for ddpm)")
@@ -131,6 +129,8 @@ def check_conditioning(config):
   for name in ("num_classes", "null_class", "context_dim"):
     if model[name] and not model.class_conditional:
       raise ValueError(f"model.{name} is {model[name]}, and model.class_conditional is False: set it to True")
+  if model.transformer_depth != 1 and not model.context_dim:
+    raise ValueError(f"model.transformer_depth is {model.transformer_depth}; without model.context_dim it must be 1")
   if model.null_class:
     return
   if config.sample.guidance != 1:
@@ -173,6 +173,8 @@ def check_features(evaluation, image_shape, num_train):
 def check_first_stage(fields, data):
   """Shapes of an Autoencoder that cannot be, and images that it cannot encode."""
   if fields.kind == "none":
+    if fields.cache or fields.checkpoint:
+      raise ValueError("first_stage.kind is 'none', so its checkpoint and cache have no use: set it, or empty them")
     return
   mult = tuple(fields.channel_mult)
   if not mult or min(mult) < 1:

@@ -1,5 +1,6 @@
 """Files of the published layouts: round trips bit for bit, EMA weights, and every wrong file as one clear error."""
 
+import json
 import os
 import sys
 import types
@@ -16,6 +17,7 @@ from binarydm_jax.importers import (
   CheckpointError,
   autoencoder_entries,
   load_autoencoder,
+  load_scale_factor,
   load_unet,
   restore,
   unet_entries,
@@ -115,10 +117,20 @@ def test_autoencoder_round_trip(model, layout, tmp_path):
   params = autoencoder_params(model)
   tensors = restore(flax.traverse_util.unflatten_dict(params, sep="/"), autoencoder_entries(model, params, layout))
   tensors["loss.discriminator.main.0.weight"] = np.zeros(3, np.float32)
-  save_file(tensors, tmp_path / "first_stage.safetensors")
-  tree, factor = load_autoencoder(tmp_path / "first_stage.safetensors", model)
+  tensors["model_ema.encoderconv_inbias"] = np.zeros(3, np.float32)
+  path = tmp_path / ("model.safetensors" if layout == "compvis" else "diffusion_pytorch_model.safetensors")
+  save_file(tensors, path)
+  if layout == "diffusers":
+    with pytest.raises(CheckpointError, match="no config.json"):
+      load_autoencoder(path, model)
+    kind = {"vq": "VQModel", "kl": "AutoencoderKL"}[model.kind]
+    (tmp_path / "config.json").write_text(
+        json.dumps(dict(_class_name=kind, norm_num_groups=4, layers_per_block=1, scaling_factor=0.18215))
+    )
+  tree, factor = load_autoencoder(path, model)
   assert_same(tree, params)
-  assert factor is None
+  # diffusers writes a factor for codebooks too, which latent diffusion does not scale.
+  assert factor == (0.18215 if layout == "diffusers" and model.kind == "kl" else None)
 
 
 def test_names_of_latent_diffusion():
@@ -172,6 +184,20 @@ def test_list_of_the_ddim_authors(tmp_path):
   assert_same(load_unet(tmp_path / "ema.pth", model), {path: value + 1 for path, value in raw.items()})
 
 
+def test_what_training_leaves_beside_the_tensors(tmp_path):
+  """Numpy scalars of metrics, buffers of samplers: neither is in the way, and a bad factor is refused."""
+  params = unet_params(SMALL)
+  path = save_ldm(tmp_path / "a.ckpt", SMALL, params, score=np.float64(0.5), history=np.arange(3))
+  assert_same(load_unet(path, SMALL), params)
+  content = torch.load(save_ldm(path, SMALL, params, callbacks={}), weights_only=True)
+  content["state_dict"]["ddim_alphas_prev"] = torch.zeros(3)
+  content["state_dict"]["scale_factor"] = torch.tensor(-1.0)
+  torch.save(content, path)
+  assert_same(load_unet(path, SMALL), params)
+  with pytest.raises(CheckpointError, match="a scale factor that is not a positive number"):
+    load_scale_factor(path)
+
+
 def test_first_stage_inside_a_latent_diffusion_model(tmp_path):
   """Its weights and its scale factor."""
   path = save_ldm(tmp_path / "a.ckpt", SMALL, unet_params(SMALL))
@@ -185,6 +211,13 @@ class Bomb:
 
   def __reduce__(self):
     return (open, ("/tmp/binarydm_jax_was_executed", "w"))
+
+
+class Command:
+  """Its unpickling would run a command."""
+
+  def __reduce__(self):
+    return (os.system, ("touch /tmp/binarydm_jax_was_executed",))
 
 
 def test_wrong_files(tmp_path):
@@ -212,6 +245,13 @@ def test_wrong_files(tmp_path):
   refused(good, "another shape", "input_blocks.0.0.weight", model=SMALL.clone(model_channels=16))
   refused(good, "left over", "middle_block.1.qkv", model=SMALL.clone(context_dim=4, num_classes=3))
   refused(good, "78 missing", "input_blocks.2.0.emb_layers.1.bias", "and 70 more", model=SMALL.clone(num_res_blocks=2))
+  port = tmp_path / "port.ckpt"
+  torch.save({n: torch.tensor(t) for n, t in published(UNETS["ddpm"], params, "ddpm").items()}, port)
+  refused(port, "layout 'ddpm'", "model.layout is 'ldm'")
+  refused(port, "no several heads (set model.num_heads=1", model=SMALL.clone(layout="ddpm"))
+  refused(port, "no model.context_dim", model=UNETS["cross-attention"].clone(layout="ddpm"))
+  refused(good, "layout 'ldm'", model=UNETS["ddpm"])
+  refused(save_ldm(tmp_path / "system.ckpt", SMALL, params, hyper_parameters=Command()), "pickled code (posix.system)")
   odd = tmp_path / "odd.ckpt"
   torch.save({"weights": {"a": 1}}, odd)
   refused(odd, "no state dict")
@@ -233,3 +273,7 @@ def test_another_architecture_with_the_same_shapes(tmp_path):
   with pytest.raises(CheckpointError, match="flip_sin_to_cos is False, not True.*norm_eps"):
     load_unet(tmp_path, model)
   load_unet(tmp_path, model.clone(layout="ddpm"))
+  with pytest.raises(CheckpointError, match="flip_sin_to_cos"):
+    load_unet(tmp_path / "diffusion_pytorch_model.safetensors", model)
+  with pytest.raises(CheckpointError, match="set model.num_head_channels, not num_heads"):
+    load_unet(tmp_path, model.clone(layout="ddpm", num_heads=2))
