@@ -269,7 +269,7 @@ def evaluate(problem, workdir):
       models=rows,
       reference=None if halves is None else dict(fid=halves, what="one half of the real images against the other"),
       loss_by_timestep=by_timestep,
-      block_distance=_block_distances(problem, networks, test_inputs, test_labels),
+      block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
       packed=dict(file=PACKED, payload_bytes=payload, header_bytes=header),
       environment=_environment(),
       config_sha256=_evaluated(config),
