@@ -14,12 +14,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import plots, report
+from binarydm_jax import diagnostic_plots, plots, report
 from binarydm_jax.data import LatentWriter, open_latents, read_all
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation import features, metrics
-from binarydm_jax.evaluation.heldout import heldout_loss
+from binarydm_jax.evaluation.block_distance import MOST_IMAGES, block_distance, middle_timesteps
+from binarydm_jax.evaluation.heldout import bucket_starts, heldout_loss
 from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.files import write_atomically
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
@@ -213,11 +214,12 @@ def evaluate(problem, workdir):
     "student": packed_network(path, config, workdir),
   }
   rows = []
+  by_timestep = {"first_timestep": bucket_starts(problem.schedule.num_timesteps)}
   for (name, network), cost in zip(networks.items(), costs(problem)):
     images, speed = stream_samples(
         network, workdir, name, config.sample, config.evaluation.num_samples, config.first_stage.batch_size
     )
-    loss = heldout_loss(
+    loss, by_timestep[name] = heldout_loss(
         network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
         config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
     )
@@ -251,6 +253,8 @@ def evaluate(problem, workdir):
       method=config.method,
       models=rows,
       reference=None if halves is None else dict(fid=halves, what="one half of the real images against the other"),
+      loss_by_timestep=by_timestep,
+      block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
       packed=dict(file=PACKED, payload_bytes=payload, header_bytes=header),
       environment=_environment(),
       config_sha256=_evaluated(config),
@@ -259,6 +263,21 @@ def evaluate(problem, workdir):
     report.write_results(Path(workdir) / "results.json", results)
     write_report(problem, workdir)
   return results
+
+
+def _block_distances(problem, networks, images, labels):
+  """What results.json says of `block_distance`."""
+  parts = ((network.model, network.variables, network.gates) for network in networks.values())
+  timesteps = middle_timesteps(problem.schedule.num_timesteps)
+  distance, norm = block_distance(*parts, images, labels, problem.schedule, timesteps)
+  return dict(
+      blocks=problem.teacher.block_names,
+      distance=distance,
+      teacher_norm=norm,
+      relative=distance / norm,
+      images=min(len(images), MOST_IMAGES),
+      timesteps=timesteps,
+  )
 
 
 def write_report(problem, workdir):
@@ -273,7 +292,8 @@ def write_report(problem, workdir):
   pictures = {captions[name]: images[:49] for name, images in grids.items()}
   plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
   curves = plots.read_curves(workdir / "metrics.jsonl")
-  report.write_report(workdir / "report.html", results, curves, grids, diagnostics)
+  recorded = diagnostic_plots.read_rows(workdir / "diagnostics.jsonl")
+  report.write_report(workdir / "report.html", results, curves, grids, diagnostics, recorded)
 
 
 def _environment():

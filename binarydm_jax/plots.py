@@ -1,6 +1,6 @@
-"""Pictures of a run: image grids, training curves, and the files that hold them."""
+"""Pictures of a run: image grids and training curves, and how a page shows them."""
 
-import base64
+import functools
 import html
 import io
 import json
@@ -9,21 +9,13 @@ import pathlib
 
 import numpy as np
 from matplotlib import ticker
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from binarydm_jax import panels
 from binarydm_jax.files import write_atomically
 
 MIN_TILE_WIDTH = 32  # Pixels; below it a person sees texture, not a picture.
 GAP_GREY = 128  # Between the tiles of a grid: visible beside black and beside white images.
-
-THEMES = {
-    "light": {"page": "#ffffff", "panel": "#f4f6f8", "text": "#1b2129", "ink": "#57606f", "line": "#e3e6eb",
-              "teacher": "#7b8696", "student": "#0f766e", "loss": "#0f766e", "simple": "#c2620a", "lrm": "#7c4dd8"},
-    "dark": {"page": "#171b21", "panel": "#1f252d", "text": "#e8ecf1", "ink": "#a5afbd", "line": "#2c333d",
-             "teacher": "#9aa6b6", "student": "#2dd4bf", "loss": "#2dd4bf", "simple": "#f0a04b", "lrm": "#b197fc"},
-}
 
 # Title, is it noisy, and the lines: (label, colour, stage, keys of which the first found is drawn).
 PANELS = (
@@ -135,12 +127,8 @@ def smooth(values, window):
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _draw(lines, is_noisy, theme):
-  """[(label, colour name, steps, values)] -> PNG bytes of one panel."""
-  # The object interface: pyplot keeps global state and may look for a display.
-  figure = Figure(figsize=(5.2, 2.9), dpi=150, facecolor=theme["page"], layout="constrained")
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot(facecolor=theme["page"])
+def _draw_curves(lines, is_noisy, axes, theme):
+  """Draws [(label, colour name, steps, values)] over training steps."""
   for label, color, steps, values in lines:
     color = theme[color]
     marker = "o" if len(values) == 1 else None
@@ -150,35 +138,17 @@ def _draw(lines, is_noisy, theme):
     axes.plot(steps, values, color=color, linewidth=1.8, label=label, marker=marker, solid_capstyle="round")
   everything = np.concatenate([values for *_, values in lines])
   _scale_axes(axes, everything[np.isfinite(everything)], is_noisy)
-  axes.set_xlabel("training step", color=theme["ink"], fontsize=9)
-  axes.tick_params(which="both", colors=theme["ink"], labelsize=8.5, length=0, pad=5)
-  axes.grid(color=theme["line"], linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.spines["bottom"].set_color(theme["line"])
-  if len(lines) > 1:
-    axes.legend(frameon=False, fontsize=9, labelcolor=theme["ink"], handlelength=1.2)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", facecolor=theme["page"])
-  return buffer.getvalue()
+  panels.step_axis(axes)
 
 
 def _scale_axes(axes, values, is_noisy):
-  """Logarithmic y where everything is positive and spans enough for it to help; plain numbers on both axes."""
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=(1, 2, 2.5, 5, 10)))
-  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
+  """Logarithmic y where everything is positive and spans enough for it to help, in plain numbers."""
   low, high = values.min(), values.max()
   if is_noisy and low > 0 and high / low >= 3:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    panels.log_axis(axes, low, high)
   elif not is_noisy:
     axes.set_ylim(bottom=min(0.0, 1.08 * low), top=1.08 * high if high > 0 else None)
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _data_url(data, kind="png"):
-  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _image_url(image):
@@ -193,7 +163,7 @@ def _image_url(image):
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=88)
     data, kind = buffer.getvalue(), "jpeg"
-  return _data_url(data, kind)
+  return panels.data_url(data, kind)
 
 
 def grid_figures(grids, captions):
@@ -217,15 +187,13 @@ def curve_figures(curves):
       if key:
         drawn.append((label, color, np.asarray(series[key][0]), np.asarray(series[key][1], np.float64)))
     if drawn:
-      light, dark = (_data_url(_draw(drawn, is_noisy, theme)) for theme in THEMES.values())
-      figures.append(f'<figure><figcaption>{title}</figcaption><picture><source media="(prefers-color-scheme: dark)" '
-                     f'srcset="{dark}"><img src="{light}" alt="{title}"></picture></figure>')
+      figures.append(panels.panel_figure(title, functools.partial(_draw_curves, drawn, is_noisy)))
   return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
 
 
 def page_style():
   """CSS of the report, in the colours of the figures: light, or dark where the reader's system asks for it."""
-  light, dark = (";".join(f"--{name}:{color}" for name, color in theme.items()) for theme in THEMES.values())
+  light, dark = (";".join(f"--{name}:{color}" for name, color in theme.items()) for theme in panels.THEMES.values())
   return f":root{{color-scheme:light dark;{light}}}\n@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{_STYLE}"
 
 

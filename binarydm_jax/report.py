@@ -12,7 +12,7 @@ import textwrap
 
 import numpy as np
 
-from binarydm_jax import plots
+from binarydm_jax import diagnostic_plots, plots
 from binarydm_jax.files import write_atomically
 
 COLUMNS = ("Model", "Bits\nW/A", "True bits\na weight", "Frechet\ndistance", "Held-out\nloss", "Size", "Times\nsmaller",
@@ -198,7 +198,7 @@ $sections
 """)
 
 
-def write_report(path, results, curves, grids, diagnostics=None):
+def write_report(path, results, curves, grids, diagnostics=None, recorded=()):
   """Writes one HTML page that needs nothing else: no network, no script, no other file.
 
   Args:
@@ -208,6 +208,7 @@ def write_report(path, results, curves, grids, diagnostics=None):
     grids: {name: PIL image or uint8 [n, H, W, C]}, shown side by side in this order. A name of "real", "packed" or of
       a model gets a caption; any other is its own caption.
     diagnostics: None or {heading: {label: number or text}}, each shown as a list.
+    recorded: as from `diagnostic_plots.read_rows`.
   """
   text = lambda value: html.escape(str(value))
   rows = "".join(_html_row(row) for row in table_rows(results))
@@ -220,6 +221,7 @@ def write_report(path, results, curves, grids, diagnostics=None):
       ("Results", table + "".join(f'<p class="note">{text(note)}</p>' for note in _notes(results))),
       ("Samples", plots.grid_figures(grids or {}, captions)),
       ("Training", plots.curve_figures(curves or {})),
+      ("What binarization does to the network", diagnostic_plots.figures(results, recorded)),
       *((heading, _list_html(entries)) for heading, entries in (diagnostics or {}).items()),
       ("How it was measured", _list_html(_settings(results["models"]))),
       ("Environment", _list_html(environment) + (f"<pre>{text(command)}</pre>" if command else "")),

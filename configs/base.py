@@ -133,6 +133,7 @@ def get_config():
           every=100,  # steps between log lines, the only ones at which the host waits for the device
           samples_every=0,  # steps between sample grids, a multiple of `every`; 0: none
           samples=64,  # images in such a grid
+          diagnostics=True,  # for the report: what the weights do, at each checkpoint; distance of features, at the end
       )
   )
   config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # `every` is a multiple of log.every

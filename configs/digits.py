@@ -22,7 +22,7 @@ def get_config():
   config.teacher.update(dict(steps=900, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
   config.student.update(dict(steps=450, batch_size=32, learning_rate=1e-3, warmup_steps=50, ema_decay=0.99))
   config.log.every = 50
-  config.checkpoint.every = 450
+  config.checkpoint.every = 150
   config.sample.update(dict(steps=20, batch_size=128))
   config.evaluation.update(dict(num_samples=512, feature_network="digits_classifier"))
   return config

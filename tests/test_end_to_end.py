@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from binarydm_jax import compare, main
+from binarydm_jax import compare, diagnostic_plots, main
 from binarydm_jax.deploy import load
 from binarydm_jax.deploy.packed import file_sizes
 from binarydm_jax.evaluation.sampling import to_uint8
@@ -47,7 +47,7 @@ def records(workdir, stage=None):
 def test_all_writes_what_the_design_says(run):
   """Every artifact stands where the documentation says, and parses."""
   _, workdir = run
-  for name in ("config.json", "metrics.jsonl", "model.safetensors", "results.json", "report.html"):
+  for name in ("config.json", "metrics.jsonl", "diagnostics.jsonl", "model.safetensors", "results.json", "report.html"):
     assert (workdir / name).stat().st_size > 0, name
   for name in ("teacher", "student", "comparison"):
     assert (workdir / "samples" / f"{name}.png").exists(), name
@@ -80,6 +80,25 @@ def test_results_name_their_protocol(run):
     assert (row["num_samples"], row["sampler"], row["steps"]) == (96, "ddim", 4)
   assert student["size_bytes"] < teacher["size_bytes"] / 3
   assert 1 < student["true_weight_bits"] <= 2
+
+
+def test_results_and_report_have_the_diagnostics(run):
+  """Distance by block and loss by timestep as numbers; a plot of each, and of what was recorded at checkpoints."""
+  _, workdir = run
+  results = json.loads((workdir / "results.json").read_text())
+  distance, loss = results["block_distance"], results["loss_by_timestep"]
+  assert len(distance["blocks"]) == len(distance["relative"]) == 9
+  assert distance["timesteps"] == [100, 300, 500, 700, 900]
+  np.testing.assert_allclose(np.array(distance["distance"]) / distance["teacher_norm"], distance["relative"])
+  assert 0 < min(distance["relative"]) and max(distance["relative"]) < 3
+  for row in results["models"]:  # one draw an image: the buckets are equally full but for one
+    assert np.mean(loss[row["name"]]) == pytest.approx(row["heldout_loss"], rel=0.02) and len(loss[row["name"]]) == 10
+  rows = diagnostic_plots.read_rows(workdir / "diagnostics.jsonl")
+  assert [row["step"] for row in rows] == list(range(0, STUDENT_STEPS + 1, SAVED))
+  page = (workdir / "report.html").read_text()
+  for words in ("Relative distance to the teacher", "Held-out loss by timestep", "Quantized weights: two bases",
+                "Signs flipped per thousand steps", "Activation steps", "Scales of the weights"):
+    assert words in page, words
 
 
 def test_payload_is_what_cost_counts(run):
@@ -189,8 +208,8 @@ main.run(get_config(), sys.argv[1], "binarize")
 
 
 def test_killed_and_resumed_equals_uninterrupted(run, tmp_path):
-  """SIGKILL in the middle of the student's training, resumed by another process: parameters, scales, EMA, optimizer
-  and every logged loss are bit for bit those of a run that nobody killed."""
+  """SIGKILL in the middle of the student's training, resumed by another process: parameters, scales, EMA, optimizer,
+  every logged loss and the rows of diagnostics are bit for bit those of a run that nobody killed."""
   config, whole = run
   # As if killed right after the teacher.
   shutil.copytree(whole / "teacher", tmp_path / "teacher")
@@ -216,6 +235,8 @@ def test_killed_and_resumed_equals_uninterrupted(run, tmp_path):
   assert len(leaves) > 100 and all(leaves)
   untimed = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in records(folder, "student")]
              for folder in (whole, tmp_path)]
+  texts = [(folder / "diagnostics.jsonl").read_text() for folder in (whole, tmp_path)]
+  assert texts[0] == texts[1] and texts[0].count("\n") == STUDENT_STEPS // SAVED + 1
   assert untimed[0] == untimed[1] and len(untimed[0]) == STUDENT_STEPS // 2
 
 

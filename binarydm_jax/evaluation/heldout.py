@@ -7,6 +7,36 @@ import numpy as np
 from binarydm_jax.diffusion import q_sample, training_target
 
 SEED = 20_240_405
+BUCKETS = 10
+
+
+def fixed_noise(indices, shape):
+  """Standard normal [n, *shape]; that of draw i depends on i alone: the batch size does not matter.
+
+  Args:
+    indices: int [n], numbers of the draws.
+    shape: of one draw.
+  """
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(SEED), i))(indices)
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def network_inputs(images):
+  """uint8 [n, h, w, c] -> float32 in [-1, 1]; latents stay as they are."""
+  return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images
+
+
+def bucket_starts(num_timesteps, buckets=BUCKETS):
+  """First timestep of each bucket of `bucket_means`: int [buckets]."""
+  return -(-np.arange(buckets) * num_timesteps // buckets)
+
+
+def bucket_means(values, timesteps, num_timesteps, buckets=BUCKETS):
+  """Means of values [n] over equal ranges of their timesteps int [n]: float64 [buckets], nan where there is no draw."""
+  bucket = np.asarray(timesteps, np.int64) * buckets // num_timesteps
+  sums = np.bincount(bucket, values, minlength=buckets)
+  counts = np.bincount(bucket, minlength=buckets)
+  return np.where(counts, sums / np.maximum(counts, 1), np.nan)
 
 
 def heldout_loss(model, variables, gates, images, labels, schedule, target, repeats=8, batch_size=256):
@@ -20,29 +50,27 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
     images: uint8 [m, h, w, c], or latents float32 [m, h, w, c]; labels: int32 [m].
     schedule, target: of the diffusion.
   Returns:
-    float.
+    (mean over all draws, a float; means over BUCKETS equal ranges of timesteps, float64 [BUCKETS], of the same draws).
   """
   count = len(images) * repeats
   rng = np.random.default_rng(SEED)
   strata = (rng.permutation(count) + rng.random(count)) / count
   timesteps = np.minimum((strata * schedule.num_timesteps).astype(np.int32), schedule.num_timesteps - 1)
-  # The noise of draw i depends on i alone: the batch size does not matter.
   indices = np.arange(count)
 
   @jax.jit
   def errors(variables, x0, labels, timesteps, indices):
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(SEED), i))(indices)
-    noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys)
+    noise = fixed_noise(indices, x0.shape[1:])
     x_t = q_sample(schedule, x0, noise, timesteps)
     prediction, _ = model.apply(variables, x_t, timesteps, labels if model.num_classes else None, gates)
     wanted = training_target(schedule, target, x0, noise, timesteps)
     return jnp.mean((prediction - wanted) ** 2, axis=(1, 2, 3))
 
-  total = 0.0
+  total, parts = 0.0, []
   for first in range(0, count, batch_size):
     part = np.arange(first, first + batch_size) % count  # the last batch wraps round and is cut: one compiled shape
-    x0 = images[part % len(images)]
-    x0 = x0.astype(np.float32) / 127.5 - 1 if x0.dtype == np.uint8 else x0
+    x0 = network_inputs(images[part % len(images)])
     result = errors(variables, x0, labels[part % len(images)], timesteps[part], indices[part])
-    total += float(np.asarray(result, np.float64)[: count - first].sum())
-  return total / count
+    parts.append(np.asarray(result, np.float64)[: count - first])
+    total += float(parts[-1].sum())
+  return total / count, bucket_means(np.concatenate(parts), timesteps, schedule.num_timesteps)

@@ -1,5 +1,6 @@
-"""The training loop, through which every stage runs: checkpoints, logs, sample grids."""
+"""The training loop, through which every stage runs: checkpoints, logs, diagnostics, sample grids."""
 
+import functools
 import time
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from tqdm import tqdm
 
 from binarydm_jax.evaluation.sampling import generate, make_sampler, sampling_options, to_uint8
 from binarydm_jax.plots import image_grid, save_png
+from binarydm_jax.training import diagnostics
 from binarydm_jax.training.checkpoint import Checkpoints
 from binarydm_jax.training.feed import get_first_stage, network_batches
-from binarydm_jax.training.writers import Writer
+from binarydm_jax.training.writers import Writer, append_line, truncate_lines
 
 
 class TrainingError(RuntimeError):
@@ -44,6 +46,39 @@ def _sample_grids(problem, stage, model, writer, workdir):
   return write
 
 
+def _diagnostics(problem, stage, workdir, state, start):
+  """(state, step) -> None: appends a row about the student to diagnostics.jsonl (see training/diagnostics.py).
+
+  Args:
+    state: of step `start`, new or restored; the row of step 0 is written here.
+  """
+  if stage != "student" or not problem.config.log.diagnostics:
+    return lambda state, step: None
+  table, path = problem.table, Path(workdir) / "diagnostics.jsonl"
+  sizes = {layer.path: layer.size for layer in problem.layers}
+  parts = diagnostics.part_names(table, problem.student.block_names)
+  signs, last = jax.jit(functools.partial(diagnostics.student_signs, table=table))(state.variables), start
+
+  @jax.jit
+  def measure(signs, variables, step):
+    gates = problem.gates_fn(step) if problem.gates_fn else None
+    return diagnostics.measure(signs, variables, gates, table)
+
+  def write(state, step):
+    nonlocal signs, last
+    signs, numbers = measure(signs, state.variables, jnp.int32(step))
+    row = diagnostics.make_row(jax.device_get(numbers), step - last, sizes, table, parts)
+    last = step
+    if jax.process_index() == 0:
+      append_line(path, {"stage": stage, "step": step, **row})
+
+  if jax.process_index() == 0:
+    truncate_lines(path, stage, start or -1)
+  if not start:
+    write(state, 0)
+  return write
+
+
 def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
   """Trains `stage` from its newest checkpoint, or from `state`, to its last step.
 
@@ -70,6 +105,7 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
     state, frozen = restored["state"], {**frozen, "projections": restored["projections"]}
   writer = Writer(workdir, stage, start)
   write_grid = _sample_grids(problem, stage, model, writer, workdir)
+  write_diagnostics = _diagnostics(problem, stage, workdir, state, start)
   stream = network_batches(problem, stage, mesh, start, workdir)
   bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=jax.process_index() != 0, mininterval=1.0)
   pending, since = [], time.perf_counter()
@@ -95,6 +131,8 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
       writer.write(step, {**scalars, "images_per_second": images / seconds})
       bar.set_postfix(loss=f"{scalars['loss']:.4f}")
       if step % config.checkpoint.every == 0 or step == steps:
+        # Before the checkpoint: whoever resumes from it finds this row.
+        write_diagnostics(state, step)
         checkpoints.save(step, {"state": state, "projections": projections})
       write_grid(state, step)
       pending, since = [], time.perf_counter()

@@ -9,7 +9,7 @@ import tensorboardX
 from binarydm_jax.files import write_atomically
 
 
-def truncate_metrics(path, stage, step):
+def truncate_lines(path, stage, step):
   """Drops the lines of `stage` after `step` (and a half-written last one), so that a resumed run repeats none."""
   path = Path(path)
   if not path.exists():
@@ -25,6 +25,12 @@ def truncate_metrics(path, stage, step):
   write_atomically(path, "".join(kept).encode())
 
 
+def append_line(path, record):
+  """Adds one JSON object to a file of lines."""
+  with open(path, "a") as file:
+    file.write(json.dumps(record) + "\n")
+
+
 class Writer:
   """Scalars of one stage, from the step it was restored at."""
 
@@ -33,7 +39,7 @@ class Writer:
     if not self._first:
       return
     workdir = Path(workdir)
-    truncate_metrics(workdir / "metrics.jsonl", stage, step)
+    truncate_lines(workdir / "metrics.jsonl", stage, step)
     self._stage = stage
     self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
     purge = step + 1 if step else None

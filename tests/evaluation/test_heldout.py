@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from binarydm_jax.diffusion import make_schedule
-from binarydm_jax.evaluation.heldout import heldout_loss
+from binarydm_jax.evaluation.heldout import bucket_means, bucket_starts, heldout_loss
 
 SCHEDULE = make_schedule("linear", 16, 1e-2, 0.3)
 SIGNAL = jnp.asarray(np.sqrt(SCHEDULE.alphas_cumprod), jnp.float32)
@@ -30,8 +30,12 @@ class White:
     return output, ()
 
 
-def loss(model, images=WHITE, labels=LABELS, target="eps", **kwargs):
+def losses(model, images=WHITE, labels=LABELS, target="eps", **kwargs):
   return heldout_loss(model, {}, None, images, labels, SCHEDULE, target, **{"repeats": 4, **kwargs})
+
+
+def loss(*args, **kwargs):
+  return losses(*args, **kwargs)[0]
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
@@ -47,6 +51,27 @@ def test_every_stratum_once():
   """16 draws over 16 timesteps with squared error 2^t: only if each t occurs once is the sum 2^16 - 1."""
   value = loss(White(error=lambda t, labels: jnp.sqrt(2.0**t)))
   assert value * 16 == pytest.approx(2**16 - 1, rel=1e-6)
+
+
+def test_buckets_by_hand():
+  """With an error of 2^t the bucket that holds the timesteps a .. b has the mean of their powers."""
+  mean, buckets = losses(White(error=lambda t, labels: jnp.sqrt(2.0**t)))
+  starts = bucket_starts(16)
+  np.testing.assert_array_equal(starts, [0, 2, 4, 5, 7, 8, 10, 12, 13, 15])
+  ends = [*starts[1:], 16]
+  np.testing.assert_allclose(buckets, [np.mean(2.0 ** np.arange(a, b)) for a, b in zip(starts, ends)], rtol=1e-5)
+  assert np.average(buckets, weights=np.diff([*starts, 16])) == pytest.approx(mean, rel=1e-6)
+
+
+def test_bucket_means():
+  """The mean of equally full buckets is the mean of all; a bucket without a draw has none."""
+  timesteps = np.random.default_rng(0).permutation(1000)
+  values = np.random.default_rng(1).random(1000)
+  means = bucket_means(values, timesteps, 1000)
+  assert means.mean() == pytest.approx(values.mean(), rel=1e-12)
+  assert means[3] == pytest.approx(values[(timesteps >= 300) & (timesteps < 400)].mean(), rel=1e-12)
+  np.testing.assert_array_equal(bucket_means([1.0, 3.0, 5.0], [0, 1, 3], 4, 4), [1, 3, np.nan, 5])
+  np.testing.assert_array_equal(bucket_starts(1000), np.arange(0, 1000, 100))
 
 
 def test_every_image_is_used_equally_and_meets_its_label():
