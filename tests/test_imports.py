@@ -16,7 +16,7 @@ ALLOWED = {
   "distill": {"distill"},
   "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
-  "evaluation": {"quant", "models", "diffusion", "data", "evaluation"},
+  "evaluation": {"quant", "models", "diffusion", "data", "files", "importers", "evaluation"},
   "importers": {"models", "importers"},
   "training": {
     "quant", "models", "diffusion", "distill", "data", "evaluation", "files", "first_stage", "plots", "training"
