@@ -52,7 +52,7 @@ def precision_recall(samples, reference, k: int = K, block=(ROWS, MOST)) -> Prec
   # Near the origin: squared distances are differences of squared norms, which should not be larger than need be.
   centre = reference.mean(axis=0, dtype=np.float64)
   a, b = _Blocked(samples, centre, block), _Blocked(reference, centre, block)
-  return PrecisionRecall(_covered(a, b, _squared_radii(b, k)), _covered(b, a, _squared_radii(a, k)))
+  return PrecisionRecall(*_both_covered(a, _squared_radii(a, k), b, _squared_radii(b, k)))
 
 
 class _Blocked:
@@ -69,7 +69,12 @@ class _Blocked:
       part = slice(start, min(start + self.rows, self.count))
       padded[part] = features[part] - centre
     self.features = jnp.asarray(padded)
-    self.norms = jnp.sum(jnp.square(self.features), axis=1)
+    self.norms = _squared_norms(self.features)
+
+
+@jax.jit  # as one program: the squares are not held
+def _squared_norms(features):
+  return jnp.sum(jnp.square(features), axis=1)
 
 
 def _round_up(n, multiple):
@@ -115,30 +120,48 @@ def _squared_radii(a, k):
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def _inside(a, a_norms, b, b_norms, radii, row, column, *, shape):
-  """Rows of a that are surely in a ball of b's block, and those that may be, [rows] bool each."""
+def _inside(a, a_norms, a_radii, b, b_norms, b_radii, row, column, *, shape):
+  """One block of both directions at once: rows of a in balls of b, rows of b in balls of a.
+
+  Returns surely and possibly, [2, rows] bool, of a; the same, [2, columns], of b.
+  """
   squared, norms = _block(a, a_norms, b, b_norms, row, column, shape)
-  margin = jax.lax.dynamic_slice_in_dim(radii, column, shape[1])[None, :] - squared
-  return jnp.any(margin > _TOLERANCE * norms, axis=1), jnp.any(margin >= -_TOLERANCE * norms, axis=1)
+  take = jax.lax.dynamic_slice_in_dim
+  slack = _TOLERANCE * norms
+  found = []
+  for radii, axis in ((take(b_radii, column, shape[1])[None, :], 1), (take(a_radii, row, shape[0])[:, None], 0)):
+    margin = radii - squared
+    found.append(jnp.stack([jnp.any(margin > slack, axis=axis), jnp.any(margin >= -slack, axis=axis)]))
+  return found
 
 
-def _covered(a, b, squared_radii):
-  """Part of a's rows that lie in the ball of one of b's rows."""
-  radii = np.full(len(b.features), -np.inf, np.float32)  # no ball around padding
-  radii[: b.count] = squared_radii
-  radii, total = jnp.asarray(radii), 0
+def _both_covered(a, a_radii, b, b_radii):
+  """(part of a's rows in a ball of b's, part of b's rows in a ball of a's); radii are squared, float64."""
+  on_device = []
+  for rows, radii in ((a, a_radii), (b, b_radii)):
+    padded = np.full(len(rows.features), -np.inf, np.float32)  # no ball around padding
+    padded[: rows.count] = radii
+    on_device.append(jnp.asarray(padded))
+  status = [np.zeros((2, len(rows.features)), bool) for rows in (a, b)]
   for row in range(0, a.count, a.rows):
-    sure, possible = False, False
     for column in range(0, b.count, b.columns):
-      block = _inside(a.features, a.norms, b.features, b.norms, radii, row, column, shape=(a.rows, b.columns))
-      sure, possible = block[0] | sure, block[1] | possible
-    sure, possible = (np.asarray(rows)[: a.count - row] for rows in (sure, possible))
-    total += int(sure.sum())
-    for i in np.flatnonzero(possible & ~sure):
-      total += any(
-        np.any(_exact(a.exact[row + i], b.exact[start : start + 1024]) <= squared_radii[start : start + 1024])
-        for start in range(0, b.count, 1024)
+      found = _inside(
+        a.features, a.norms, on_device[0], b.features, b.norms, on_device[1], row, column, shape=(a.rows, b.columns)
       )
+      for rows, start, block in zip(status, (row, column), found):
+        rows[:, start : start + block.shape[1]] |= np.asarray(block)
+  return _decided(a, b, b_radii, status[0]), _decided(b, a, a_radii, status[1])
+
+
+def _decided(a, b, squared_radii, status):
+  """Part of a's rows inside; those that are possibly but not surely so are measured again in float64."""
+  sure, possible = status[:, : a.count]
+  total = int(sure.sum())
+  for i in np.flatnonzero(possible & ~sure):
+    total += any(
+      np.any(_exact(a.exact[i], b.exact[start : start + 1024]) <= squared_radii[start : start + 1024])
+      for start in range(0, b.count, 1024)
+    )
   return total / a.count
 
 
