@@ -19,9 +19,9 @@ K = 3
 ROWS, MOST = 1024, 8
 # More neighbours than k are kept and measured again in float64: rounding may exchange near ones.
 _SPARE = 5
-# Bound of the rounding error of a squared distance, relative to the sum of both squared norms. Measured on Inception's
-# 2,048 features: below 1e-6.
-_TOLERANCE = 2e-5
+# Bound of the rounding error of a squared distance, relative to the sum of both squared norms. Measured on 2,048
+# features: 2e-6 where they are spread as Inception's are, 1.2e-5 where a few dominate.
+_TOLERANCE = 5e-5
 
 
 class PrecisionRecall(NamedTuple):

@@ -204,12 +204,17 @@ def test_blocks_do_not_matter(n, m, k, block):
 
 
 def test_float64_decides_where_float32_cannot():
-  """Points of a lattice far from each other's mean: many distances equal a radius exactly, and a closed ball counts."""
-  lattice = np.array(list(itertools.product(range(4), repeat=4)), np.float32)
-  samples = np.concatenate([lattice[::3] + np.float32(1000), lattice + np.float32(2)])
-  result = precision_recall(samples, lattice)
-  assert result == pytest.approx(by_definition(samples, lattice, 3), rel=1e-12)
-  assert precision_recall(lattice, lattice) == (1, 1)
+  """Pairs far apart; every other sample lies exactly on a ball (and counts), the rest a hair outside of it."""
+  rng = np.random.default_rng(0)
+  # Integers: squared distances are exact in float64; in float32 they are off by the squared norms' 1e-7, about 1e3.
+  centres = rng.integers(-9000, 9000, (60, 64)).astype(np.float32)
+  steps = rng.integers(-9, 10, (60, 64)).astype(np.float32)
+  steps[:, 0] = 5
+  samples = centres - steps
+  samples[::2, 0] -= 1  # one unit further
+  reference = np.concatenate([centres, centres + steps])
+  assert precision_recall(samples, reference, k=1).precision == 0.5
+  assert precision_recall(reference, reference) == (1, 1)
 
 
 def test_collapsed_samples():
