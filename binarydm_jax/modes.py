@@ -1,12 +1,6 @@
 """What each --mode does. Every one works on a Problem (a checked config) and a workdir, and can be run again."""
 
-import hashlib
 import json
-import os
-import platform
-import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -14,14 +8,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import diagnostic_plots, plots, report
-from binarydm_jax.data import LatentWriter, open_latents, read_all
+from binarydm_jax import evaluate, report
+from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
-from binarydm_jax.evaluation import features, metrics
-from binarydm_jax.evaluation.block_distance import MOST_IMAGES, block_distance, middle_timesteps
-from binarydm_jax.evaluation.heldout import bucket_starts, heldout_loss
-from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.files import write_atomically
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.training import feed, stages
@@ -179,156 +169,15 @@ def sample(config, workdir, make_problem):
 # --- evaluation and report --------------------------------------------------------------------------------------------
 
 
-def _network_moments(problem):
-  """(feature network, moments of the real training images, their two halves' distance); Nones without a network."""
-  if problem.config.evaluation.feature_network == "none":
-    return None, None, None
-  network = features.load(problem.config.evaluation.feature_network)
-  real = network(read_all(problem.train_data)[0])
-  halves = metrics.frechet_distance(metrics.moments(real[::2]), metrics.moments(real[1::2]))
-  return network, metrics.moments(real), halves
-
-
-def evaluate(problem, workdir):
-  """Samples from the teacher and from the packed student, measures both, writes results.json and report.html.
-
-  The student is measured as it is shipped: the packed file is written first. Returns the results.
-  """
-  export(problem, workdir)
-  config, path = problem.config, Path(workdir) / PACKED
-  feature_network, reference, halves = _network_moments(problem)
-  test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
-  if first_stage := feed.get_first_stage(problem, workdir):
-    moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
-    test_inputs = np.asarray(first_stage.latents(moments, None))
-  binarized = any(rule.bases for rule in problem.table.values())
-  about = {
-    "teacher": ("full precision teacher", "32/32"),
-    "student": (
-      f"{'1-bit' if binarized else 'quantized'} student ({config.method})",
-      f"{cost_lib.nominal_bits(problem.table)}/{config.quant.act_bits}",
-    ),
-  }
-  networks = {
-    "teacher": trained_network(problem, workdir, "teacher"),
-    "student": packed_network(path, config, workdir),
-  }
-  rows = []
-  by_timestep = {"first_timestep": bucket_starts(problem.schedule.num_timesteps)}
-  for (name, network), cost in zip(networks.items(), costs(problem)):
-    images, speed = stream_samples(
-        network, workdir, name, config.sample, config.evaluation.num_samples, config.first_stage.batch_size
-    )
-    loss, by_timestep[name] = heldout_loss(
-        network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
-        config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
-    )
-    distance = None
-    if feature_network:
-      distance = metrics.frechet_distance(metrics.moments(feature_network(images)), reference)
-    label, bits = about[name]
-    rows.append(
-        dict(
-            name=name,
-            label=label,
-            bits=bits,
-            true_weight_bits=cost.true_weight_bits,
-            fid=distance,
-            feature_network=feature_network.name if feature_network else None,
-            feature_sha256=feature_network.sha256 if feature_network else None,
-            heldout_loss=loss,
-            num_samples=len(images),
-            **sampling_options(config.sample),
-            seed=config.sample.seed,
-            size_bytes=cost.packed_bytes,
-            fp32_bytes=cost.fp32_bytes,
-            macs=cost.macs,
-            ops=cost.ops,
-            images_per_second=speed,
-        )
-    )
-  payload, header = packed.file_sizes(path)
-  results = dict(
-      title=f"BinaryDM on {config.data.source}",
-      method=config.method,
-      models=rows,
-      reference=None if halves is None else dict(fid=halves, what="one half of the real images against the other"),
-      loss_by_timestep=by_timestep,
-      block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
-      packed=dict(file=PACKED, payload_bytes=payload, header_bytes=header),
-      environment=_environment(),
-      config_sha256=_evaluated(config),
-  )
-  if jax.process_index() == 0:
-    report.write_results(Path(workdir) / "results.json", results)
-    write_report(problem, workdir)
-  return results
-
-
-def _block_distances(problem, networks, images, labels):
-  """What results.json says of `block_distance`."""
-  parts = ((network.model, network.variables, network.gates) for network in networks.values())
-  timesteps = middle_timesteps(problem.schedule.num_timesteps)
-  distance, norm = block_distance(*parts, images, labels, problem.schedule, timesteps)
-  return dict(
-      blocks=problem.teacher.block_names,
-      distance=distance,
-      teacher_norm=norm,
-      relative=distance / norm,
-      images=min(len(images), MOST_IMAGES),
-      timesteps=timesteps,
-  )
-
-
-def write_report(problem, workdir):
-  """report.html and samples/comparison.png, from what the evaluation left in the workdir."""
-  workdir = Path(workdir)
-  results = json.loads((workdir / "results.json").read_text())
-  grids = {"real": read_all(problem.test_data, 64)[0]}
-  for name in ("teacher", "student"):
-    grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
-  diagnostics = {"The packed file": results["packed"]}
-  captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
-  pictures = {captions[name]: images[:49] for name, images in grids.items()}
-  plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
-  curves = plots.read_curves(workdir / "metrics.jsonl")
-  recorded = diagnostic_plots.read_rows(workdir / "diagnostics.jsonl")
-  report.write_report(workdir / "report.html", results, curves, grids, diagnostics, recorded)
-
-
-def _environment():
-  devices = jax.devices()
-  return dict(
-      binarydm_jax=version("binarydm_jax") if _installed() else "source tree",
-      jax=jax.__version__,
-      python=platform.python_version(),
-      devices=f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
-      time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-      command="python -m binarydm_jax.main " + " ".join(sys.argv[1:]),
-  )
-
-
-def _installed():
-  try:
-    return bool(version("binarydm_jax"))
-  except ModuleNotFoundError:
-    return False
-
-
 def _print_results(results, workdir):
   _say("\n" + report.format_table(results))
   _say(f"\nsamples: {Path(workdir) / 'samples'}\nreport:  {Path(workdir) / 'report.html'}")
 
 
 def run_evaluate(problem, workdir):
-  """`evaluate`, and prints the table."""
-  _print_results(evaluate(problem, workdir), workdir)
-
-
-def _evaluated(config):
-  """Digest of what a results.json depends on."""
-  fields = {name: value for name, value in config.to_dict().items() if name not in ("log", "checkpoint")}
-  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+  """Writes the packed file, measures it beside the teacher, and prints the table."""
+  export(problem, workdir)
+  _print_results(evaluate.evaluate(problem, workdir, Path(workdir) / PACKED, costs(problem)), workdir)
 
 
 def _finished_results(config, workdir):
@@ -338,7 +187,7 @@ def _finished_results(config, workdir):
   except (OSError, json.JSONDecodeError):
     return None
   complete = all((workdir / name).exists() for name in (PACKED, "report.html", "samples/comparison.png"))
-  return results if complete and results.get("config_sha256") == _evaluated(config) else None
+  return results if complete and results.get("config_sha256") == evaluate.config_digest(config) else None
 
 
 def run_all(problem, workdir):

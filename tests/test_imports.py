@@ -16,7 +16,7 @@ ALLOWED = {
   "distill": {"distill"},
   "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
-  "evaluation": {"quant", "models", "diffusion", "data", "files", "mesh", "evaluation"},
+  "evaluation": {"quant", "models", "diffusion", "data", "files", "importers", "mesh", "evaluation"},
   "importers": {"models", "importers"},
   "training": {
     "quant", "models", "diffusion", "distill", "data", "evaluation", "files", "first_stage", "mesh", "plots",

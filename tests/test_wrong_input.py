@@ -42,7 +42,7 @@ CASES = {
   "transition at the end": ({"method": "ebb", "quant.transition": 1.0}, r"quant.transition 1.0 keeps the second basis"),
   "rings beyond the end": ({"quant.interval": 2}, r"quant.interval 2 lets the last ring begin at step 10, .* is 6"),
   "seed": ({"seed": -1}, r"seed is -1; it must lie in 0"),
-  "few real images": ({"data.source": "FOLDER"}, r"data.source has 3 training images; .* needs more than 129"),
+  "few real images": ({"data.source": "FOLDER"}, r"data.source has 3 training images; .* needs more than 64"),
   "no teacher": ({"teacher.steps": 0}, r"teacher.steps is 0 and no teacher.checkpoint is given"),
   "classes of the data": (
     {"model.class_conditional": True, "model.num_classes": 4}, r"model.num_classes is 4, and .* has 10 classes"
@@ -63,6 +63,10 @@ CASES = {
     {"first_stage.kind": "vq", "first_stage.attention_resolutions": (3,)}, r"first_stage.attention_resolutions holds 3"
   ),
   "first stage's norm": ({"first_stage.kind": "vq", "first_stage.channels": 48}, r"first_stage.norm_groups 32 does"),
+  "no Inception weights": (
+    {"evaluation.feature_network": "inception"}, r"'inception' needs evaluation.inception_weights, .* nothing is down"
+  ),
+  "reference": ({"evaluation.reference": "/no/such.npz"}, r"evaluation.reference '/no/such.npz' is not a file"),
   "layout": ({"model.layout": "adm"}, r"model.layout 'adm' is not one of ldm, ddpm"),
   "compute type": ({"compute.dtype": "float16"}, r"compute.dtype 'float16' is not one of float32, bfloat16"),
   "missing teacher": ({"teacher.checkpoint": "/no/such.ckpt"}, r"/no/such.ckpt does not exist"),

@@ -1,14 +1,15 @@
-"""Feature networks: fixed image -> vector maps under which two sets of images are compared.
+"""Feature networks: fixed maps from images to vectors, under which two sets of images are compared.
 
-`digits_classifier` ships with the package, so that the embedded digits need no download. A distance means something
-only between sets measured with the same network, so each is known by the SHA-256 of its weights file.
+`digits_classifier` ships with the package, so that the embedded digits need no download; `inception` is the network of
+the FID papers, from weights that the user has. A distance means something only between sets measured with the same
+network, so each is known by the SHA-256 of its weights file.
 """
 
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load as load_safetensors
+
+from binarydm_jax.evaluation import inception, inception_weights
 
 DIGITS_WEIGHTS = pathlib.Path(__file__).with_name("digits_classifier.safetensors")
 # Pinned: other weights would give other distances under the same name.
@@ -50,67 +53,101 @@ def normalize(images):
   return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
+class Outputs(NamedTuple):
+  """What a network says about n images, float32.
+
+  features: [n, d], for FID, KID, precision and recall. spatial: [n, s], for sFID, or None where the network has no such
+  layer. probabilities: [n, classes], for the Inception Score, or None.
+  """
+
+  features: Any
+  spatial: Any
+  probabilities: Any
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(module, params, images):
-  """images [n, H, W, C] uint8 -> (logits [n, classes], features [n, dim]) float32."""
-  return module.apply({"params": params}, normalize(images))
+def _digits_forward(module, params, images):
+  """images [n, 8, 8, 1] uint8 -> Outputs."""
+  logits, features = module.apply({"params": params}, normalize(images))
+  return Outputs(features, None, jax.nn.softmax(logits))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _inception_forward(module, params, images):
+  """images [n, h, w, 1 or 3] uint8 -> Outputs."""
+  pooled, spatial, logits = module.apply({"params": params}, images)
+  return Outputs(pooled, spatial, jax.nn.softmax(logits))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-  """A network with its weights; call it, or `extract`, on uint8 images. Made by `load`.
+  """A network with its weights; `outputs` gives all that it says of uint8 images, a call or `extract` the features.
 
-  name: what `load` takes. sha256: of the weights file, to be written beside every distance. dim: features per image.
-  image_shape: (H, W, C) of the images it takes. forward: (module, params, images [n, H, W, C]) -> (logits, features).
+  name: what `load` takes. sha256: of the weights file, to be written beside every distance. dim, spatial_dim: features
+  per image (spatial_dim None: no spatial features). image_shape: (H, W, C) of the images it takes, or None for grey or
+  RGB images of any one size. forward: (module, params, images [n, H, W, C]) -> Outputs.
   """
 
   name: str
   sha256: str
   dim: int
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, int, int] | None
   module: nn.Module = dataclasses.field(repr=False)
   params: Any = dataclasses.field(repr=False)
-  forward: Any = dataclasses.field(default=_forward, repr=False)
+  forward: Any = dataclasses.field(default=_digits_forward, repr=False)
+  spatial_dim: int | None = None
 
-  def extract(self, images, batch_size: int = 256) -> np.ndarray:
-    """images [n, H, W, C] uint8 -> features [n, dim] float32. ValueError for another dtype or image shape."""
-    return self._run(images, batch_size)[1]
+  def outputs(self, images, batch_size: int = 256) -> Outputs:
+    """images [n, H, W, C] uint8 -> Outputs as numpy. ValueError for another dtype or image shape.
 
-  __call__ = extract
-
-  def classify(self, images, batch_size: int = 256) -> np.ndarray:
-    """images [n, H, W, C] uint8 -> the likeliest class of each, [n] int64. ValueError as in `extract`."""
-    return self._run(images, batch_size)[0].argmax(axis=-1)
-
-  def _run(self, images, batch_size):
-    """images [n, H, W, C] uint8 -> (logits [n, classes], features [n, dim]) float32 numpy."""
+    Runs in batches of one shape: one compilation for each size of images.
+    """
     images = np.asarray(images)
-    if images.dtype != np.uint8:
-      raise ValueError(
-        f"{self.name} takes uint8 images in [0, 255], got {images.dtype}; convert [-1, 1] floats x by "
-        "np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8)"
-      )
-    if images.ndim != 4 or images.shape[1:] != self.image_shape:
-      raise ValueError(
-        f"{self.name} takes images [n, {', '.join(map(str, self.image_shape))}], got {images.shape}; "
-        "choose a feature network for this image size"
-      )
-    if images.shape[0] == 0:
-      raise ValueError(f"{self.name} got no images; pass at least one")
+    self._check(images)
     if batch_size < 1:
       raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    outputs = []
+    found = []
     for start in range(0, len(images), batch_size):
       batch = images[start : start + batch_size]
       # The last batch is filled up and cut again: one shape, one compilation.
       padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
       results = jax.device_get(self.forward(self.module, self.params, np.pad(batch, padding)))
-      outputs.append([result[: len(batch)] for result in results])
-    logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    return logits, features
+      found.append([None if result is None else result[: len(batch)] for result in results])
+    return Outputs(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+  def extract(self, images, batch_size: int = 256) -> np.ndarray:
+    """images [n, H, W, C] uint8 -> features [n, dim] float32. ValueError as in `outputs`."""
+    return self.outputs(images, batch_size).features
+
+  __call__ = extract
+
+  def classify(self, images, batch_size: int = 256) -> np.ndarray:
+    """images [n, H, W, C] uint8 -> the likeliest class of each, [n] int64. ValueError as in `outputs`."""
+    return self.outputs(images, batch_size).probabilities.argmax(axis=-1)
+
+  def takes(self, image_shape) -> bool:
+    """Whether the network is made for images of this shape (H, W, C)."""
+    if self.image_shape is None:
+      return len(image_shape) == 3 and min(image_shape) > 0 and image_shape[2] in (1, 3)
+    return tuple(image_shape) == self.image_shape
+
+  def _check(self, images):
+    """ValueError where images are not uint8 [n >= 1, H, W, C] that the network takes."""
+    if images.dtype != np.uint8:
+      raise ValueError(
+        f"{self.name} takes uint8 images in [0, 255], got {images.dtype}; convert [-1, 1] floats x by "
+        "np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8)"
+      )
+    if images.ndim != 4 or not self.takes(images.shape[1:]):
+      shape = "H, W, 1 or 3" if self.image_shape is None else ", ".join(map(str, self.image_shape))
+      raise ValueError(
+        f"{self.name} takes images [n, {shape}], got {images.shape}; choose a feature network for this image size"
+      )
+    if images.shape[0] == 0:
+      raise ValueError(f"{self.name} got no images; pass at least one")
 
 
-def _load_digits_classifier():
+def _load_digits_classifier(weights_path):
   """Reads the shipped weights -> FeatureNetwork. ValueError where the file is not the one that this version shipped."""
   content = DIGITS_WEIGHTS.read_bytes()
   sha256 = hashlib.sha256(content).hexdigest()
@@ -124,12 +161,31 @@ def _load_digits_classifier():
   return FeatureNetwork("digits_classifier", sha256, module.dim, (8, 8, 1), module, params)
 
 
-_LOADERS = {"digits_classifier": _load_digits_classifier}
+def _load_inception(weights_path):
+  """Reads the user's weights -> FeatureNetwork. ValueError where there are none, or the file holds something else."""
+  if not weights_path:
+    raise ValueError(
+      "feature network 'inception' needs evaluation.inception_weights, the path of"
+      f" {inception_weights.PUBLISHED}; nothing is downloaded"
+    )
+  params, sha256 = inception_weights.read(weights_path)
+  # Once on the device: not sent again with every batch.
+  return FeatureNetwork(
+    "inception", sha256, inception.DIM, None, inception.InceptionV3(), jax.device_put(params), _inception_forward,
+    inception.SPATIAL_DIM,
+  )  # fmt: skip
+
+
+_LOADERS = {"digits_classifier": _load_digits_classifier, "inception": _load_inception, "none": lambda _: None}
 NAMES = tuple(_LOADERS)
 
 
-def load(name: str) -> FeatureNetwork:
-  """The feature network of this name. ValueError for an unknown name, listing those that there are (`NAMES`)."""
+def load(name: str, weights_path=None) -> FeatureNetwork | None:
+  """The feature network of this name; None for "none".
+
+  weights_path: of InceptionV3's weights (`inception_weights`); the others take none.
+  ValueError for an unknown name, listing those that there are (`NAMES`), and for weights that are missing or wrong.
+  """
   if name not in _LOADERS:
     raise ValueError(f"unknown feature network {name!r}; there are: {', '.join(NAMES)}")
-  return _LOADERS[name]()
+  return _LOADERS[name](weights_path)

@@ -1,5 +1,7 @@
 """Checks of a config: each raises ValueError with one line that names the field and the mend."""
 
+from pathlib import Path
+
 from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
 from binarydm_jax.distill import PROJECTIONS
 from binarydm_jax.evaluation import features
@@ -21,7 +23,7 @@ CHOICES = {
   "distill.projection": ("method", *PROJECTIONS, "off"),
   "sample.sampler": tuple(SAMPLERS),
   "sample.spacing": SPACINGS,
-  "evaluation.feature_network": ("digits_classifier", "none"),
+  "evaluation.feature_network": features.NAMES,
 }
 AT_LEAST_ONE = (
   "data.image_size",
@@ -55,6 +57,7 @@ AT_LEAST_ONE = (
   "evaluation.batch_size",
 )
 AT_LEAST_ZERO = (
+  "evaluation.reference_images",
   "model.num_head_channels",
   "model.num_classes",
   "model.context_dim",
@@ -151,22 +154,24 @@ def check_sampling(sample, schedule):
 
 def check_features(evaluation, image_shape, num_train):
   """A feature network that is made for other images, or too few samples or real images for its covariance."""
-  if evaluation.feature_network == "none":
+  network = features.load(evaluation.feature_network, evaluation.inception_weights)
+  if network is None:
     return
-  network = features.load(evaluation.feature_network)
-  if network.image_shape != image_shape:
+  if not network.takes(image_shape):
     raise ValueError(
         f"evaluation.feature_network {network.name!r} takes images of {network.image_shape}, and these are"
         f" {image_shape}; set it to 'none'"
     )
-  if evaluation.num_samples <= network.dim:
-    raise ValueError(
-        f"evaluation.num_samples {evaluation.num_samples} must be more than {network.dim}, the feature dimension"
-    )
-  if num_train // 2 <= network.dim:
+  dim = max(network.dim, network.spatial_dim or 0)
+  if evaluation.num_samples <= dim:
+    raise ValueError(f"evaluation.num_samples {evaluation.num_samples} must be more than {dim}, the feature dimension")
+  if evaluation.reference:
+    if not Path(evaluation.reference).expanduser().is_file():
+      raise ValueError(f"evaluation.reference {evaluation.reference!r} is not a file: give an ADM reference .npz")
+  elif min(num_train, evaluation.reference_images or num_train) <= dim:
     raise ValueError(
         f"data.source has {num_train} training images; evaluation.feature_network {network.name!r} needs more than"
-        f" {2 * network.dim + 1}: set it to 'none'"
+        f" {dim} of them (evaluation.reference_images): set it to 'none'"
     )
 
 

@@ -142,13 +142,29 @@ def test_wrong_images_are_named(network, images, message):
       method(images)
 
 
+def test_outputs_are_features_and_probabilities(network, digits):
+  images, labels = digits[1]
+  outputs = network.outputs(images[:40], batch_size=16)
+  np.testing.assert_allclose(outputs.features, network.extract(images[:40]), rtol=1e-4, atol=1e-4)
+  assert outputs.spatial is None and network.spatial_dim is None
+  assert outputs.probabilities.shape == (40, 10) and outputs.probabilities.dtype == np.float32
+  np.testing.assert_allclose(outputs.probabilities.sum(axis=1), 1, rtol=1e-6)
+  assert network.takes((8, 8, 1)) and not network.takes((8, 8, 3))
+
+
 def test_wrong_batch_size_is_named(network):
   with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
     network.extract(np.zeros((1, 8, 8, 1), np.uint8), batch_size=0)
 
 
 def test_unknown_name_lists_the_known():
-  with pytest.raises(ValueError, match="'inception'; there are: digits_classifier"):
+  with pytest.raises(ValueError, match="'clip'; there are: digits_classifier, inception, none"):
+    features.load("clip")
+  assert features.load("none") is None
+
+
+def test_inception_without_weights_says_what_it_needs():
+  with pytest.raises(ValueError, match="needs evaluation.inception_weights, the path of pt_inception"):
     features.load("inception")
 
 

@@ -1,0 +1,201 @@
+"""A finished run measured: samples of teacher and packed student, all metrics, results.json and the report."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from binarydm_jax import diagnostic_plots, plots, report
+from binarydm_jax.data import read_all
+from binarydm_jax.deploy import packed
+from binarydm_jax.deploy.cost import nominal_bits
+from binarydm_jax.evaluation import adm_reference, features
+from binarydm_jax.evaluation import reference as reference_lib
+from binarydm_jax.evaluation.block_distance import MOST_IMAGES, block_distance, middle_timesteps
+from binarydm_jax.evaluation.heldout import bucket_starts, heldout_loss
+from binarydm_jax.evaluation.samples import evaluate_samples
+from binarydm_jax.evaluation.sampling import sampling_options
+from binarydm_jax.networks import packed_network, stream_samples, trained_network
+from binarydm_jax.training import feed
+
+REFERENCE = "reference.npz"
+METRICS = ("fid", "sfid", "kid", "kid_std", "inception_score", "inception_score_std", "precision", "recall")
+
+
+def get_reference(problem, workdir, network):
+  """Statistics of the real images: of evaluation.reference, or of the training images, kept in the workdir.
+
+  Args:
+    network: FeatureNetwork.
+  Raises:
+    ValueError: the file cannot be used with this network, or there are too few images.
+  """
+  fields = problem.config.evaluation
+  with tqdm(desc=f"reference by {network.name}", unit="img", disable=jax.process_index() != 0) as bar:
+    if fields.reference:
+      protocol = adm_reference.protocol_of(fields.reference, network)
+      measure = lambda: adm_reference.compute(fields.reference, network, batch_size=fields.batch_size,
+                                              progress=bar.update)
+    else:
+      count = fields.reference_images or None
+      protocol = reference_lib.protocol_of(network, problem.train_data, count)
+      measure = lambda: reference_lib.compute(network, problem.train_data, count, batch_size=fields.batch_size,
+                                              progress=bar.update)
+    return reference_lib.cached(Path(workdir) / REFERENCE, protocol, measure, recompute=True)
+
+
+def _about(reference):
+  """What results.json says of the real images."""
+  if reference is None:
+    return None
+  return dict(fid=reference.halves, what="one half of the real images against the other", **reference.protocol)
+
+
+def evaluate(problem, workdir, path, costs):
+  """Samples from the teacher and from the packed student, measures both, writes results.json and report.html.
+
+  Args:
+    problem: Problem.
+    workdir: of the finished run.
+    path: of the packed student: it is measured as it is shipped.
+    costs: deploy.cost.Cost of teacher and student.
+  Returns:
+    The results.
+  """
+  config = problem.config
+  feature_network = features.load(config.evaluation.feature_network, config.evaluation.inception_weights)
+  reference = get_reference(problem, workdir, feature_network) if feature_network else None
+  test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
+  if first_stage := feed.get_first_stage(problem, workdir):
+    moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
+    test_inputs = np.asarray(first_stage.latents(moments, None))
+  binarized = any(rule.bases for rule in problem.table.values())
+  about = {
+    "teacher": ("full precision teacher", "32/32"),
+    "student": (
+      f"{'1-bit' if binarized else 'quantized'} student ({config.method})",
+      f"{nominal_bits(problem.table)}/{config.quant.act_bits}",
+    ),
+  }
+  networks = {
+    "teacher": trained_network(problem, workdir, "teacher"),
+    "student": packed_network(path, config, workdir),
+  }
+  rows = []
+  by_timestep = {"first_timestep": bucket_starts(problem.schedule.num_timesteps)}
+  for (name, network), cost in zip(networks.items(), costs):
+    images, speed = stream_samples(
+        network, workdir, name, config.sample, config.evaluation.num_samples, config.first_stage.batch_size
+    )
+    loss, by_timestep[name] = heldout_loss(
+        network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
+        config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
+    )
+    measured = {"fid": None, "feature_network": None}
+    if feature_network:
+      batches = np.array_split(images, -(-len(images) // config.evaluation.batch_size))
+      measured = evaluate_samples(feature_network, batches, reference, batch_size=config.evaluation.batch_size)
+    label, bits = about[name]
+    rows.append(
+        dict(
+            name=name,
+            label=label,
+            bits=bits,
+            true_weight_bits=cost.true_weight_bits,
+            **measured,
+            heldout_loss=loss,
+            num_samples=len(images),
+            labels=f"i % {network.model.num_classes}: balanced" if network.model.num_classes else None,
+            image_conversion="clipped to [-1, 1], (x + 1) 127.5, rounded, uint8",
+            **sampling_options(config.sample),
+            seed=config.sample.seed,
+            size_bytes=cost.packed_bytes,
+            fp32_bytes=cost.fp32_bytes,
+            macs=cost.macs,
+            ops=cost.ops,
+            images_per_second=speed,
+        )
+    )
+  payload, header = packed.file_sizes(path)
+  results = dict(
+      title=f"BinaryDM on {config.data.source}",
+      method=config.method,
+      models=rows,
+      reference=_about(reference),
+      loss_by_timestep=by_timestep,
+      block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
+      packed=dict(file=Path(path).name, payload_bytes=payload, header_bytes=header),
+      environment=environment(),
+      config_sha256=config_digest(config),
+  )
+  if jax.process_index() == 0:
+    report.write_results(Path(workdir) / "results.json", results)
+    write_report(problem, workdir)
+  return results
+
+
+def _block_distances(problem, networks, images, labels):
+  """What results.json says of `block_distance`."""
+  parts = ((network.model, network.variables, network.gates) for network in networks.values())
+  timesteps = middle_timesteps(problem.schedule.num_timesteps)
+  distance, norm = block_distance(*parts, images, labels, problem.schedule, timesteps)
+  return dict(
+      blocks=problem.teacher.block_names,
+      distance=distance,
+      teacher_norm=norm,
+      relative=distance / norm,
+      images=min(len(images), MOST_IMAGES),
+      timesteps=timesteps,
+  )
+
+
+def write_report(problem, workdir):
+  """report.html and samples/comparison.png, from what the evaluation left in the workdir."""
+  workdir = Path(workdir)
+  results = json.loads((workdir / "results.json").read_text())
+  grids = {"real": read_all(problem.test_data, 64)[0]}
+  for name in ("teacher", "student"):
+    grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
+  lists = {"The packed file": results["packed"]}
+  for row in results["models"]:
+    lists[f"Measured: {row['label']}"] = {name: row[name] for name in METRICS if row.get(name) is not None}
+  captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
+  pictures = {captions[name]: images[:49] for name, images in grids.items()}
+  plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
+  curves = plots.read_curves(workdir / "metrics.jsonl")
+  recorded = diagnostic_plots.read_rows(workdir / "diagnostics.jsonl")
+  report.write_report(workdir / "report.html", results, curves, grids, lists, recorded)
+
+
+def config_digest(config):
+  """SHA-256 of what a results.json depends on."""
+  fields = {name: value for name, value in config.to_dict().items() if name not in ("log", "checkpoint")}
+  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def environment():
+  """Versions, devices and the command, for results.json."""
+  devices = jax.devices()
+  return dict(
+      binarydm_jax=version("binarydm_jax") if _installed() else "source tree",
+      jax=jax.__version__,
+      python=platform.python_version(),
+      devices=f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
+      time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+      command="python -m binarydm_jax.main " + " ".join(sys.argv[1:]),
+  )
+
+
+def _installed():
+  try:
+    return bool(version("binarydm_jax"))
+  except ModuleNotFoundError:
+    return False
