@@ -5,5 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/install.sh
 install requirements-dev.txt
+# Parity of the metrics. Its dependency torchvision is as large as it is unneeded.
+"$python" -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0
 "$python" -m ruff check .
 JAX_PLATFORMS=cpu "$python" -m pytest "$@"
