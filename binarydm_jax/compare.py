@@ -14,9 +14,11 @@ from binarydm_jax.report import format_bytes
 COLUMNS = ("model", "seeds", "bits W/A", "true bits a weight", "Frechet distance", "held-out loss", "size")
 
 
+# Fields that figures depend on, with what they are where an older run does not say.
 PROTOCOL = (
-  "feature_sha256", "num_samples", "sampler", "steps", "eta", "clip", "dynamic_threshold", "spacing", "guidance"
-)
+  ("feature_sha256", None), ("num_samples", None), ("sampler", None), ("steps", None), ("eta", None), ("clip", None),
+  ("dynamic_threshold", 0.0), ("spacing", None), ("guidance", 1.0),
+)  # fmt: skip
 
 
 def _spread(values):
@@ -40,7 +42,7 @@ def compare(results):
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
       groups.setdefault((name != "teacher", name, model["bits"]), []).append(model)
-      protocols.add((result.get("title"), *(str(model.get(key)) for key in PROTOCOL)))
+      protocols.add((result.get("title"), *(str(model.get(*key)) for key in PROTOCOL)))
   if len(protocols) > 1:
     raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
   rows = []

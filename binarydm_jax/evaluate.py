@@ -99,7 +99,7 @@ def evaluate(problem, workdir, path, costs):
         network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
         config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
     )
-    measured = {"fid": None, "feature_network": None}
+    measured = {"fid": None, "feature_network": None, "num_samples": len(images)}
     if feature_network:
       batches = np.array_split(images, -(-len(images) // config.evaluation.batch_size))
       measured = evaluate_samples(feature_network, batches, reference, batch_size=config.evaluation.batch_size)
@@ -112,7 +112,6 @@ def evaluate(problem, workdir, path, costs):
             true_weight_bits=cost.true_weight_bits,
             **measured,
             heldout_loss=loss,
-            num_samples=len(images),
             labels=f"i % {network.model.num_classes}: balanced" if network.model.num_classes else None,
             image_conversion="clipped to [-1, 1], (x + 1) 127.5, rounded, uint8",
             **sampling_options(config.sample),

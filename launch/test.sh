@@ -8,4 +8,5 @@ install requirements-dev.txt
 # Parity of the metrics. Its dependency torchvision is as large as it is unneeded.
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0
 "$python" -m ruff check .
-JAX_PLATFORMS=cpu "$python" -m pytest "$@"
+# Whole files to each of two processes: compiling the small networks is nearly all the time.
+JAX_PLATFORMS=cpu "$python" -m pytest --numprocesses=2 --dist=loadfile "$@"
