@@ -21,7 +21,7 @@ from absl import app, flags
 
 from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
 
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs after the first; their median counts.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs after the first; their median counts.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "File that gets a line of JSON.")
 
 

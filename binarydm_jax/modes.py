@@ -163,7 +163,7 @@ def sample(config, workdir, make_problem):
   images, speed = stream_samples(
       network, workdir, network.name, config.sample, config.sample.num_images, config.first_stage.batch_size
   )
-  _say(f"{Path(workdir) / 'samples' / network.name}.png and .npz: {len(images)} images, {speed:.1f} a second")
+  _say(f"{Path(workdir) / 'samples' / network.name}.png and .npz: {len(images)} images, {speed:.3g} a second")
 
 
 # --- evaluation and report --------------------------------------------------------------------------------------------
