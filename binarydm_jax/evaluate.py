@@ -27,7 +27,6 @@ from binarydm_jax.networks import packed_network, stream_samples, trained_networ
 from binarydm_jax.training import feed
 
 REFERENCE = "reference.npz"
-METRICS = ("fid", "sfid", "kid", "kid_std", "inception_score", "inception_score_std", "precision", "recall")
 
 
 def get_reference(problem, workdir, network):
@@ -164,8 +163,11 @@ def write_report(problem, workdir):
   for name in ("teacher", "student"):
     grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
   lists = {"The packed file": results["packed"]}
-  for row in results["models"]:
-    lists[f"Measured: {row['label']}"] = {name: row[name] for name in METRICS if row.get(name) is not None}
+  if measured := report.metrics_list(results["models"]):
+    lists = {"All metrics": measured, **lists}
+  if results["reference"]:
+    hidden = ("fid", "what", "version", "network", "sha256")
+    lists["The real images"] = {name: value for name, value in results["reference"].items() if name not in hidden}
   captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
   pictures = {captions[name]: images[:49] for name, images in grids.items()}
   plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))

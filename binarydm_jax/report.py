@@ -19,8 +19,15 @@ COLUMNS = ("Model", "Bits\nW/A", "True bits\na weight", "Frechet\ndistance", "He
            "Operations", "Times\nfewer")
 GRID_CAPTIONS = {"real": "Real images", "packed": "Packed: the student stored as bits"}
 SETTINGS = (("feature_network", "Feature network"), ("feature_sha256", "Its SHA-256"), ("num_samples", "Samples"),
-            ("sampler", "Sampler"), ("steps", "Sampling steps"), ("eta", "eta"), ("seed", "Seed"),
-            ("images_per_second", "Images a second"))
+            ("sampler", "Sampler"), ("steps", "Sampling steps"), ("spacing", "Spacing of timesteps"), ("eta", "eta"),
+            ("clip", "x0 clipped"), ("dynamic_threshold", "Dynamic threshold"), ("guidance", "Guidance"),
+            ("labels", "Classes"), ("image_conversion", "To uint8"), ("seed", "Seed"), ("num_reference", "Real images"),
+            ("kid_subset_size", "Images a subset of the kernel distance"), ("images_per_second", "Images a second"))
+# Names of Inception's metrics, and of the same formulas on other features.
+METRICS = (("fid", "FID", "Frechet distance"), ("sfid", "sFID", "Frechet distance of spatial features"),
+           ("kid", "KID", "Kernel distance (KID's formula)"),
+           ("inception_score", "Inception Score", "Classifier's score (Inception Score's formula)"),
+           ("precision", "Precision", "Precision"), ("recall", "Recall", "Recall"))
 
 
 def format_number(value, digits=3):
@@ -259,6 +266,22 @@ def _tiles_html(results):
     tiles.append((format_number(model.get(key), digits), noun, f"teacher: {format_number(teacher.get(key), digits)}"))
   return "".join(f'<div class="tile"><b>{number.replace("x", "×")}</b><span>{words}</span><span>{more}</span></div>'
                  for number, words, more in tiles)
+
+
+def metrics_list(models):
+  """{name of a metric: "value (model), value (model)"} of those that were measured, with their spread where known."""
+  entries = {}
+  for key, inception, other in METRICS:
+    measured = [model for model in models if model.get(key) is not None]
+    if not measured:
+      continue
+    values = []
+    for model in measured:
+      spread = model.get(f"{key}_std")
+      more = f" ± {format_number(spread)}" if spread else ""
+      values.append(f"{format_number(model[key])}{more} ({_label(model)})")
+    entries[inception if measured[0].get("feature_network") == "inception" else other] = ", ".join(values)
+  return entries
 
 
 def _settings(models):

@@ -219,3 +219,15 @@ def test_curves_of_any_kind_are_drawn(values):
   drawn = plots.curve_figures({"student": {"loss": (np.arange(len(values)), np.array(values)),
                                            "second_scale": (np.arange(len(values)), np.array(values))}})
   assert drawn.count("<img") == (3 if np.isfinite(values).any() else 0)
+
+
+def test_metrics_are_called_by_their_network():
+  """Inception's names belong to Inception's features; what was not measured is left out."""
+  models = [{"label": "teacher", "feature_network": "inception", "fid": 3.0, "kid": 0.01, "kid_std": 0.002},
+            {"label": "student", "feature_network": "inception", "fid": 7.0, "kid": None, "recall": 0.5}]  # fmt: skip
+  assert report.metrics_list(models) == {
+    "FID": "3.00 (teacher), 7.00 (student)", "KID": "0.0100 ± 0.00200 (teacher)", "Recall": "0.500 (student)"
+  }
+  for model in models:
+    model["feature_network"] = "digits_classifier"
+  assert list(report.metrics_list(models)) == ["Frechet distance", "Kernel distance (KID's formula)", "Recall"]
