@@ -88,7 +88,7 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
     workdir: checkpoints go to workdir/<stage>.
     model: for sample grids.
     train_step: from `make_train_step`.
-    state: the state to start from, on the mesh.
+    state: the state to start from, on the mesh; only its shapes matter where a checkpoint is to be restored.
     frozen: what is not trained; its "projections" are kept in the checkpoint.
     mesh: of devices.
   Returns:
@@ -102,7 +102,8 @@ def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
   start = checkpoints.latest_step() or 0
   if start:
     restored = checkpoints.restore({"state": state, "projections": projections})
-    state, frozen = restored["state"], {**frozen, "projections": restored["projections"]}
+    state, projections = restored["state"], restored["projections"]
+    frozen = {**frozen, "projections": projections}
   writer = Writer(workdir, stage, start)
   write_grid = _sample_grids(problem, stage, model, writer, workdir)
   write_diagnostics = _diagnostics(problem, stage, workdir, state, start)

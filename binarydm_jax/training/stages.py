@@ -28,13 +28,18 @@ def stage_optimizer(problem, stage):
   )
 
 
-def is_finished(problem, stage, workdir):
-  """Whether the newest checkpoint of `stage` is its last step."""
+def steps_done(stage, workdir):
+  """The step of the newest checkpoint of `stage`, 0 if there is none."""
   checkpoints = Checkpoints(Path(workdir) / stage)
   try:
-    return (checkpoints.latest_step() or 0) >= problem.config[stage].steps
+    return checkpoints.latest_step() or 0
   finally:
     checkpoints.close()
+
+
+def is_finished(problem, stage, workdir):
+  """Whether the newest checkpoint of `stage` is its last step."""
+  return steps_done(stage, workdir) >= problem.config[stage].steps
 
 
 def restore_ema(problem, stage, workdir, steps=None):
@@ -112,10 +117,12 @@ def pretrain(problem, workdir, mesh=None):
   train_step = make_train_step(
       terms, {"simple": 1.0}, optimizer, learning_rate, config.teacher.ema_decay, run_key(problem, TEACHER)
   )
-  # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
-  variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
-  variables = sharding.put_replicated(variables, mesh)
-  state = _state_on_mesh(variables, optimizer, mesh)
+  if steps_done("teacher", workdir):
+    state = abstract_checkpoint(problem, "teacher", mesh)["state"]  # its values come from the checkpoint
+  else:
+    # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
+    variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
+    state = _state_on_mesh(sharding.put_replicated(variables, mesh), optimizer, mesh)
   return run_stage(problem, "teacher", workdir, problem.teacher, train_step, state, {}, mesh).ema
 
 
@@ -188,5 +195,9 @@ def binarize(problem, workdir, teacher_params, mesh=None):
     return restore_ema(problem, "student", workdir)
   mesh = mesh or sharding.make_mesh()
   teacher_params = sharding.put_replicated(teacher_params, mesh)
-  state, frozen = prepare_student(problem, teacher_params, mesh, workdir)
+  if steps_done("student", workdir):
+    begun = abstract_checkpoint(problem, "student", mesh)  # its values come from the checkpoint
+    state, frozen = begun["state"], {"teacher": teacher_params, "projections": begun["projections"]}
+  else:
+    state, frozen = prepare_student(problem, teacher_params, mesh, workdir)
   return run_stage(problem, "student", workdir, problem.student, student_train_step(problem), state, frozen, mesh).ema
