@@ -58,14 +58,12 @@ class Network:
 
   def protocol(self, fields):
     """All that samples by `config.sample` depend on, for JSON; the network is known by a SHA-256."""
-    digest = hashlib.sha256()
     described = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(self.model) if f.name != "parent"}
-    digest.update(json.dumps(described, default=str, sort_keys=True).encode() + self.schedule.betas.tobytes())
-    for path, leaf in jax.tree_util.tree_leaves_with_path((self.variables, self.gates)):
-      digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    values = digest((self.variables, self.gates, self.schedule.betas))
+    network_sha256 = hashlib.sha256((json.dumps(described, default=str, sort_keys=True) + values).encode()).hexdigest()
     first_stage = self.first_stage and dict(sha256=self.first_stage.sha256, scale_factor=self.first_stage.scale_factor)
     return dict(
-        network_sha256=digest.hexdigest(), target=self.target, input_shape=self.input_shape, first_stage=first_stage,
+        network_sha256=network_sha256, target=self.target, input_shape=self.input_shape, first_stage=first_stage,
         **sampling_options(fields), seed=fields.seed, binarydm_jax=__version__,
     )
 

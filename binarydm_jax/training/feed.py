@@ -16,13 +16,21 @@ def run_key(problem, stream):
   return jax.random.fold_in(jax.random.key(problem.config.seed), stream)
 
 
-def stored_batches(problem, stage, mesh, start_step, use_cache=True):
-  """Global batches of `stage` from `start_step` on as they are stored, images or moments of latents, on the mesh."""
+def stored_batches(problem, stage, mesh, start_step, latents_of=""):
+  """Global batches of `stage` from `start_step` on as they are stored, on the mesh.
+
+  Args:
+    latents_of: SHA-256 of the first stage whose moments are read from first_stage.cache, if there is one; else images.
+  Raises:
+    DataError: the cache does not hold the latents of this run.
+  """
   config = problem.config
   sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh)
-  cache = problem.first_stage and use_cache and config.first_stage.cache
+  source, cache = problem.train_data, config.first_stage.cache
+  if latents_of and cache:
+    source = open_latents(cache, cache_description(problem, latents_of))
   local = batches(
-      open_latents(cache) if cache else problem.train_data,
+      source,
       batch_size=config[stage].batch_size,
       seed=config.seed,
       start_step=start_step,
@@ -47,17 +55,9 @@ def get_first_stage(problem, workdir, stored=True):
       raise ValueError(
           "first_stage.scale_factor is 0, and only training finds it: run --mode=binarize first, or give a number"
       )
-    if stored:
-      check_cache(problem, sha256)
-    return next(stored_batches(problem, "student", make_mesh(), 0, stored))
+    return next(stored_batches(problem, "student", make_mesh(), 0, sha256 if stored else ""))
 
   return open_first_stage(problem.config, problem.first_stage, workdir, first_batch)
-
-
-def check_cache(problem, first_stage_sha256):
-  """Raises DataError unless first_stage.cache, if there is one, holds the latents of this run."""
-  if problem.config.first_stage.cache:
-    open_latents(problem.config.first_stage.cache, cache_description(problem, first_stage_sha256))
 
 
 def network_batches(problem, stage, mesh, start_step, workdir=None):
@@ -65,8 +65,7 @@ def network_batches(problem, stage, mesh, start_step, workdir=None):
   first_stage = get_first_stage(problem, workdir)
   if first_stage is None:
     return stored_batches(problem, stage, mesh, start_step)
-  check_cache(problem, first_stage.sha256)
-  stored = stored_batches(problem, stage, mesh, start_step)
+  stored = stored_batches(problem, stage, mesh, start_step, first_stage.sha256)
   encode = jax.jit(first_stage.encode_batch)
   variables = put_replicated(first_stage.variables, mesh)
   key = run_key(problem, LATENTS)
