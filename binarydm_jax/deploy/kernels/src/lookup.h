@@ -20,6 +20,12 @@ namespace {
 // Channels are taken 16 at a time: four tables.
 inline int quads_of(int channels) { return (channels + 15) / 16; }
 
+template <class T>
+inline T* hidden(T* pointer) {
+  asm volatile("" : "+r"(pointer) : : "memory");
+  return pointer;
+}
+
 template <int kBits>
 struct Tables {
   static constexpr int kPlanes = kBits == 8 ? 2 : 1;
@@ -50,82 +56,88 @@ struct Lookup {
 
   template <int kPixels, int kBlocks>
   struct Run {
-    alignas(64) uint16_t wide[kPixels][kBlocks][kOutputs];
-    alignas(64) uint8_t narrow[kQuads > 1 ? kPixels : 1][kBlocks][kOutputs];
-    int additions = 0;
+    static constexpr int kSize = kBlocks * kOutputs;
+    alignas(64) uint16_t wide[kPixels * kSize];
+    alignas(64) uint8_t narrow[kQuads > 1 ? kPixels * kSize : 1];
 
-    static void sums(const uint8_t* tables, const V (&nibbles)[kBlocks][4], V (&sum)[kBlocks]) {
-      const V t0 = Simd::table(tables), t1 = Simd::table(tables + 16);
-      const V t2 = Simd::table(tables + 32), t3 = Simd::table(tables + 48);
+    // Looks up 16 channels and adds the bytes to what `narrow` has if kContinued, then to `wide` if kWiden, else keeps
+    // them in `narrow`.
+    template <bool kContinued, bool kWiden>
+    void quad(const Tile& t, const uint8_t* const (&pixels)[kPixels], size_t offset, const uint8_t* weights) {
+      // The compiler must not see what these point to: it would try to hold all sums in registers, and spill them.
+      uint16_t* wide_sums = hidden(wide);
+      uint8_t* narrow_sums = hidden(narrow);
+      V nibbles[kBlocks][4];
       for (int b = 0; b < kBlocks; ++b) {
-        sum[b] = Simd::add(Simd::add(Simd::shuffle(t0, nibbles[b][0]), Simd::shuffle(t1, nibbles[b][1])),
-                           Simd::add(Simd::shuffle(t2, nibbles[b][2]), Simd::shuffle(t3, nibbles[b][3])));
+        const V even = Simd::load(weights + b * t.block_bytes);
+        const V odd = Simd::load(weights + b * t.block_bytes + kOutputs);
+        nibbles[b][0] = Simd::low(even), nibbles[b][1] = Simd::high(even);
+        nibbles[b][2] = Simd::low(odd), nibbles[b][3] = Simd::high(odd);
+      }
+      for (int p = 0; p < kPixels; ++p) {
+        const uint8_t* tables = pixels[p] + offset;
+        const V t0 = Simd::table(tables), t1 = Simd::table(tables + 16);
+        const V t2 = Simd::table(tables + 32), t3 = Simd::table(tables + 48);
+        for (int b = 0; b < kBlocks; ++b) {
+          V sum = Simd::add(Simd::add(Simd::shuffle(t0, nibbles[b][0]), Simd::shuffle(t1, nibbles[b][1])),
+                            Simd::add(Simd::shuffle(t2, nibbles[b][2]), Simd::shuffle(t3, nibbles[b][3])));
+          const int at = (p * kBlocks + b) * kOutputs;
+          if (kContinued) sum = Simd::add(sum, Simd::load(narrow_sums + at));
+          if (kWiden) {
+            Simd::widen(sum, wide_sums + at);
+          } else {
+            Simd::store(narrow_sums + at, sum);
+          }
+        }
       }
     }
 
     void drain(const Tile& t) {
-      for (int p = 0; p < kPixels; ++p) {
-        for (int b = 0; b < kBlocks; ++b) {
-          Simd::drain(wide[p][b], t.out + (static_cast<size_t>(p) * kBlocks + b) * kOutputs);
-        }
-      }
+      for (int i = 0; i < kPixels * kSize; i += kOutputs) Simd::drain(wide + i, t.out + i);
       std::memset(wide, 0, sizeof wide);
-      additions = 0;
     }
 
-    void plane(const Tile& t, size_t offset) {
+    void plane(const Tile& t, size_t plane_offset) {
       const int quads = quads_of(t.channels);
       const uint8_t* weights = t.weights;
+      int additions = 0;
       std::memset(wide, 0, sizeof wide);
       for (int tap = 0; tap < t.taps; ++tap) {
         const uint8_t* pixels[kPixels];
-        for (int p = 0; p < kPixels; ++p) pixels[p] = t.pixels[tap * kPixels + p] + offset;
+        for (int p = 0; p < kPixels; ++p) pixels[p] = t.pixels[tap * kPixels + p];
+        size_t offset = plane_offset;
+        const auto next = [&] { offset += 64, weights += 2 * kOutputs; };
         for (int first = 0; first < quads; first += kQuads) {
-          const int last = kQuads == 1 || first + kQuads < quads ? first + kQuads : quads;
-          for (int quad = first; quad < last; ++quad, weights += 2 * kOutputs) {
-            V nibbles[kBlocks][4];
-            for (int b = 0; b < kBlocks; ++b) {
-              const V even = Simd::load(weights + b * t.block_bytes);
-              const V odd = Simd::load(weights + b * t.block_bytes + kOutputs);
-              nibbles[b][0] = Simd::low(even), nibbles[b][1] = Simd::high(even);
-              nibbles[b][2] = Simd::low(odd), nibbles[b][3] = Simd::high(odd);
-            }
-            for (int p = 0; p < kPixels; ++p) {
-              V sum[kBlocks];
-              sums(pixels[p] + 64 * quad, nibbles, sum);
-              for (int b = 0; b < kBlocks; ++b) {
-                if constexpr (kQuads == 1) {
-                  Simd::widen(sum[b], wide[p][b]);
-                } else {
-                  if (quad > first) sum[b] = Simd::add(sum[b], Simd::load(narrow[p][b]));
-                  if (quad < last - 1) {
-                    Simd::store(narrow[p][b], sum[b]);
-                  } else {
-                    Simd::widen(sum[b], wide[p][b]);
-                  }
-                }
-              }
-            }
+          const int count = first + kQuads < quads ? kQuads : quads - first;
+          if (kQuads == 1 || count == 1) {
+            quad<false, true>(t, pixels, offset, weights), next();
+          } else {
+            quad<false, false>(t, pixels, offset, weights), next();
+            for (int i = 2; i < count; ++i) quad<true, false>(t, pixels, offset, weights), next();
+            quad<true, true>(t, pixels, offset, weights), next();
           }
-          if (++additions == kAdditions) drain(t);
+          if (++additions == kAdditions) {
+            drain(t);
+            additions = 0;
+          }
         }
       }
       drain(t);
     }
 
     void run(const Tile& t) {
-      constexpr int kSize = kBlocks * kOutputs;
       std::memset(t.out, 0, sizeof(int32_t) * kPixels * kSize);
-      const int lookups = t.taps * quads_of(t.channels) * 4;
       plane(t, 0);
       if (T::kPlanes == 2) {
         for (int i = 0; i < kPixels * kSize; ++i) t.out[i] *= 16;
         plane(t, T::plane_bytes(t.channels));
       }
+      const int lookups = t.taps * quads_of(t.channels) * 4;
       const int bias = (T::kPlanes == 2 ? 16 : 1) * T::bias(0) * lookups;
       for (int p = 0; p < kPixels; ++p) {
         int32_t* out = t.out + p * kSize;
-        for (int i = 0; i < kSize; ++i) out[i] = 2 * (out[i] - bias) - t.sums[p];
+        const int32_t sum = t.sums[p];
+        for (int i = 0; i < kSize; ++i) out[i] = 2 * (out[i] - bias) - sum;
       }
     }
   };
