@@ -24,6 +24,15 @@ struct Avx2 {
   static V low(V v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static V high(V v) { return low(_mm256_srli_epi16(v, 4)); }
 
+  // `before` is nothing to the processor. To the compiler the tables change there, after the sum: it goes through the
+  // blocks one after the other, where it would else begin them all, run out of registers and lose a quarter of the time.
+  struct Bytes {
+    V value;
+
+    void add(V bytes) { value = Avx2::add(value, bytes); }
+    void before(V& t0, V& t1, V& t2, V& t3) { asm("" : "+x"(value), "+x"(t0), "+x"(t1), "+x"(t2), "+x"(t3)); }
+  };
+
   // As words, bytes are even + 256 * odd. `all` adds up the words, modulo 2^16, `odd` the odd bytes: what is left of
   // the first without 256 times the second are the even bytes.
   struct Sums {
@@ -40,6 +49,9 @@ struct Avx2 {
     void add(V bytes) {
       all = _mm256_add_epi16(all, bytes);
       odd = _mm256_add_epi16(odd, _mm256_srli_epi16(bytes, 8));
+    }
+    void before(V& t0, V& t1, V& t2, V& t3) {
+      asm("" : "+x"(all), "+x"(odd), "+x"(t0), "+x"(t1), "+x"(t2), "+x"(t3));
     }
   };
 

@@ -6,7 +6,7 @@
 // Codes of 8 bits are two planes of 4, each with tables of its own: code = 16 * high + low.
 //
 // Simd gives the instruction set: V, kBytes; load, store, table (16 bytes to every lane), shuffle, add, low and high
-// (nibbles); Sums, to which bytes are added as 16 bits; drain (these to sums of 32 bits in the order of the outputs);
+// (nibbles); Bytes and Sums, to which bytes are added as 8 and 16 bits; drain (these to sums of 32 bits in the order of the outputs);
 // lane(output), the byte that holds an output; encode.
 #pragma once
 
@@ -70,25 +70,39 @@ struct Lookup {
 
     // Adds a chunk for one pixel and plane.
     void add(const uint8_t* tables, int quads, uint16_t* to) const {
-      typename Simd::Sums wide[kBlocks];
-      for (int b = 0; b < kBlocks; ++b) wide[b].load(to + b * kOutputs);
       const uint8_t* at = nibbles;
-      for (int quad = 0; quad < quads; quad += kQuads) {
-        const int lookups = 4 * (kQuads == 1 ? 1 : quad + kQuads < quads ? kQuads : quads - quad);
-        V narrow[kBlocks];
-        const V first = Simd::table(tables);
-        for (int b = 0; b < kBlocks; ++b) narrow[b] = Simd::shuffle(first, Simd::load(at + b * kOutputs));
-        for (int i = 1; i < lookups; ++i) {
-          const V table = Simd::table(tables + 16 * i);
-          for (int b = 0; b < kBlocks; ++b) {
-            narrow[b] = Simd::add(narrow[b], Simd::shuffle(table, Simd::load(at + i * kSize + b * kOutputs)));
-          }
-        }
-        for (int b = 0; b < kBlocks; ++b) wide[b].add(narrow[b]);
-        tables += 16 * lookups;
-        at += lookups * kSize;
+      typename Simd::Sums wide[kBlocks];
+      if (kQuads == 1) {
+        for (int b = 0; b < kBlocks; ++b) wide[b].load(to + b * kOutputs);
+        for (int quad = 0; quad < quads; ++quad, tables += 64, at += 4 * kSize) look_up(tables, at, wide);
+        for (int b = 0; b < kBlocks; ++b) wide[b].store(to + b * kOutputs);
+        return;
       }
-      for (int b = 0; b < kBlocks; ++b) wide[b].store(to + b * kOutputs);
+      for (int left = quads; left > 0; left -= kQuads) {
+        typename Simd::Bytes narrow[kBlocks] = {};
+        const int now = left < kQuads ? left : kQuads;
+        for (int quad = 0; quad < now; ++quad, tables += 64, at += 4 * kSize) look_up(tables, at, narrow);
+        for (int b = 0; b < kBlocks; ++b) {
+          wide[b].load(to + b * kOutputs);
+          wide[b].add(narrow[b].value);
+          wide[b].store(to + b * kOutputs);
+        }
+      }
+    }
+
+    // One quad.
+    template <class Accumulator>
+    static void look_up(const uint8_t* tables, const uint8_t* at, Accumulator (&to)[kBlocks]) {
+      V t0 = Simd::table(tables), t1 = Simd::table(tables + 16);
+      V t2 = Simd::table(tables + 32), t3 = Simd::table(tables + 48);
+      for (int b = 0; b < kBlocks; ++b, at += kOutputs) {
+        V sum = Simd::shuffle(t0, Simd::load(at));
+        sum = Simd::add(sum, Simd::shuffle(t1, Simd::load(at + kSize)));
+        sum = Simd::add(sum, Simd::shuffle(t2, Simd::load(at + 2 * kSize)));
+        sum = Simd::add(sum, Simd::shuffle(t3, Simd::load(at + 3 * kSize)));
+        to[b].add(sum);
+        to[b].before(t0, t1, t2, t3);
+      }
     }
 
     // Moves the sums to the output, the first time instead of what it holds.
