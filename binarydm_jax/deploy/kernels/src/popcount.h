@@ -52,7 +52,7 @@ struct Popcount {
   static void run(const Strip& s, int block, int first) {
     const int words = words_of(s.channels);
     const uint8_t* w = s.weights + block * s.block_bytes;
-    Count counts[kPixels][kBits] = {};
+    Count counts[kPixels][kBits];
     for (int tap = 0; tap < s.taps; ++tap) {
       const uint8_t* const* pixels = s.pixels + static_cast<size_t>(tap) * s.count + first;
       for (int i = 0; i < words; ++i, w += 4 * kOutputs) {
