@@ -43,8 +43,7 @@ def pretrain(problem, workdir):
 
 def binarize(problem, workdir):
   """Trains the student from the finished teacher."""
-  if not stages.is_finished(problem, "student", workdir):
-    stages.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+  stages.binarize(problem, workdir, lambda: teacher_variables(problem, workdir)["params"])
 
 
 def encode(problem, workdir):
@@ -192,12 +191,12 @@ def _finished_results(config, workdir):
 
 def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
-  if not problem.config.teacher.checkpoint:
-    pretrain(problem, workdir)
-  binarize(problem, workdir)
   results = _finished_results(problem.config, Path(workdir))
   if results:
     _say(f"{workdir} is finished; this is its report")
     _print_results(results, workdir)
-  else:
-    run_evaluate(problem, workdir)
+    return
+  if not problem.config.teacher.checkpoint:
+    pretrain(problem, workdir)
+  binarize(problem, workdir)
+  run_evaluate(problem, workdir)

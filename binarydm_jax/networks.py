@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import __version__, plots
+from binarydm_jax import __version__, plots, preemption
 from binarydm_jax.deploy import packed
 from binarydm_jax.evaluation.sample_files import SampleWriter, open_samples
 from binarydm_jax.evaluation.sampling import make_draw, make_sampler, sampling_options, to_uint8
@@ -89,17 +89,20 @@ def stream_samples(network, workdir, name, fields, count, decode_batch):
   batch_size = min(fields.batch_size, count)
   remaining = writer.remaining(batch_size)
   _wait_for_all("remaining")
-  if remaining:
+  if _most(len(remaining)):
     draw = network.make_draw(fields, batch_size, decode_batch)
     own = sum(size for _, size in remaining)
     alone = jax.process_count() == 1
     with tqdm(total=count if alone else own, initial=count - own if alone else 0, desc=f"samples of {network.name}",
               unit="img", disable=jax.process_index() != 0) as bar:
-      for first, size in remaining:
-        start = time.perf_counter()
-        images = np.asarray(to_uint8(draw(first, size)))
-        writer.add(first, images, time.perf_counter() - start)
-        bar.update(size)
+      # All processes ask for a signal equally often, also those that have a batch less to draw.
+      for first, size in remaining + [(0, 0)] * (_most(len(remaining)) - len(remaining)):
+        preemption.check()
+        if size:
+          start = time.perf_counter()
+          images = np.asarray(to_uint8(draw(first, size)))
+          writer.add(first, images, time.perf_counter() - start)
+          bar.update(size)
   _wait_for_all("parts")
   classes = network.model.num_classes
   writer.finish(np.arange(count) % classes if classes else None)
@@ -108,6 +111,11 @@ def stream_samples(network, workdir, name, fields, count, decode_batch):
   if jax.process_index() == 0:
     plots.save_png(folder / f"{name}.png", plots.image_grid(images[:64]))
   return images, writer.images_per_second
+
+
+def _most(count):
+  """The largest of all processes' counts."""
+  return count if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(count)).max())
 
 
 def _wait_for_all(what):
