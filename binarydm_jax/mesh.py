@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -51,6 +52,12 @@ def put(tree, shardings):
 def gather(tree, mesh):
   """A tree of global arrays, however they are split -> the same on every device."""
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def wait_for_all(what):
+  """Until all processes are here; `what` names the place in errors."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
 
 
 def put_replicated(tree, mesh):

@@ -7,6 +7,7 @@ every process must ask equally often. A signal that comes while a program compil
 import os
 import signal
 
+import numpy as np
 from jax.experimental import multihost_utils
 
 # sysexits.h EX_TEMPFAIL: the run is whole, the same command continues it. A scheduler may requeue on it.
@@ -53,6 +54,17 @@ def requested():
   # The service says yes once, at the question that all processes reach next.
   _agreed = _agreed or multihost_utils.reached_preemption_sync_point(_asked)
   return _agreed
+
+
+def between(items):
+  """Yields `items`, asking before each whether to stop; a process with fewer items asks as often as the others."""
+  most = len(items)
+  if _shared:
+    most = int(multihost_utils.process_allgather(np.array(most)).max())
+  for i in range(most):
+    check()
+    if i < len(items):
+      yield items[i]
 
 
 def check():

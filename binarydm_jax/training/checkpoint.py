@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from binarydm_jax.errors import RunError
+from binarydm_jax.mesh import wait_for_all
 
 
 class CheckpointError(RunError):
@@ -149,8 +150,7 @@ class Checkpoints:
       for step in steps:
         shutil.rmtree(folder / str(step), ignore_errors=True)
         shutil.move(self._path / str(step), folder / str(step))
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("unreadable checkpoints set aside")
+    wait_for_all("unreadable checkpoints set aside")
     self._open()
 
   def wait(self):
