@@ -57,6 +57,9 @@ AT_LEAST_ONE = (
   "evaluation.batch_size",
 )
 AT_LEAST_ZERO = (
+  "data.threads",
+  "data.workers",
+  "data.prefetch",
   "evaluation.reference_images",
   "model.num_head_channels",
   "model.num_classes",
