@@ -161,5 +161,8 @@ def test_signals_to_the_group_leave_workers_alone_and_they_end_with_their_parent
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.1)
     finally:
-      program.kill()
-      program.communicate()
+      # The group: workers that outlive their parent as well.
+      os.killpg(program.pid, signal.SIGKILL)
+      program.wait()
+      program.stdin.close()
+      program.stdout.close()
