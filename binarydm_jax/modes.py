@@ -5,14 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import evaluate, report
+from binarydm_jax import evaluate, preemption, report
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
 from binarydm_jax.files import write_atomically
+from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.training import feed, stages
 
@@ -43,8 +43,7 @@ def pretrain(problem, workdir):
 
 def binarize(problem, workdir):
   """Trains the student from the finished teacher."""
-  if not stages.is_finished(problem, "student", workdir):
-    stages.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+  stages.binarize(problem, workdir, lambda: teacher_variables(problem, workdir)["params"])
 
 
 def encode(problem, workdir):
@@ -70,7 +69,7 @@ def encode(problem, workdir):
   remaining = writer.remaining()
   total = sum(map(len, remaining))
   with tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
-    for examples in remaining:
+    for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
         for start in range(examples.start, examples.stop, fields.batch_size):
           rows = [data[i] for i in range(start, min(start + fields.batch_size, examples.stop))]
@@ -79,8 +78,7 @@ def encode(problem, workdir):
           mirror = first_stage.moments(images[:, :, ::-1], fields.batch_size) if mirrored else None
           add(moments, np.stack([row["label"] for row in rows]), mirror)
           bar.update(len(rows))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("latents")
+  wait_for_all("latents")
   writer.finish()
   _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images")
 
@@ -121,12 +119,16 @@ def info(problem, workdir):
 def export(problem, workdir):
   """Writes the packed file of the finished student's averaged weights and checks its size against `cost`."""
   variables = stages.restore_ema(problem, "student", workdir)
-  if jax.process_index():
-    return
+  first_stage = feed.get_first_stage(problem, workdir)
+  if jax.process_index() == 0:
+    _export(problem, workdir, variables, first_stage)
+  wait_for_all("packed file")
+
+
+def _export(problem, workdir, variables, first_stage):
   diffusion = {name: problem.config.diffusion[name] for name in
                ("schedule", "num_timesteps", "beta_start", "beta_end", "target")}
   path = Path(workdir) / PACKED
-  first_stage = feed.get_first_stage(problem, workdir)
   payload, header = packed.export(
       path,
       variables,
@@ -192,12 +194,12 @@ def _finished_results(config, workdir):
 
 def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
-  if not problem.config.teacher.checkpoint:
-    pretrain(problem, workdir)
-  binarize(problem, workdir)
   results = _finished_results(problem.config, Path(workdir))
   if results:
     _say(f"{workdir} is finished; this is its report")
     _print_results(results, workdir)
-  else:
-    run_evaluate(problem, workdir)
+    return
+  if not problem.config.teacher.checkpoint:
+    pretrain(problem, workdir)
+  binarize(problem, workdir)
+  run_evaluate(problem, workdir)

@@ -129,7 +129,25 @@ def get_config():
   config.compute = ConfigDict(
       dict(
           dtype="float32",  # float32 | bfloat16: of activations and products; weights, scales, norms stay float32
-          remat=False,  # computes blocks again for their gradients: less memory, more time
+          # Computed again for the gradient instead of being kept, for less memory: none | products (norms, activations
+          # and quantizers; results of convolutions and matrix products are kept) | blocks (all but the blocks' inputs).
+          remat="none",
+          accumulate=1,  # parts of a device's share of the batch, one after the other: the same step in less memory
+          deterministic=False,  # GPU: bit for bit the same at every run, slower; CPU and TPU are so anyway
+      )
+  )
+  # Over which devices work is shared; changes nothing but speed and memory.
+  config.mesh = ConfigDict(
+      dict(
+          data=0,  # copies of the parameters; 0: as many as there are devices for. The batch is split over all devices
+          fsdp=1,  # devices that share one copy of parameters, averages and optimizer state
+          min_size=65_536,  # elements from which on a parameter is split over fsdp
+      )
+  )
+  config.guard = ConfigDict(
+      dict(
+          non_finite="stop",  # a loss or gradient that is not finite: stop | skip (leave the update out and count it)
+          divergence=5.0,  # a loss so many times its running median is reported; 0: never
       )
   )
   config.log = ConfigDict(

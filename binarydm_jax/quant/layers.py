@@ -13,10 +13,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from binarydm_jax.quant import activations, weights
 from binarydm_jax.quant.convolution import convolve
 from binarydm_jax.quant.rules import FULL_PRECISION, LayerRule
+
+# The name of every layer's product for `jax.checkpoint_policies`: what is dear to compute again.
+PRODUCT = "binarydm_product"
 
 
 @flax.struct.dataclass
@@ -118,7 +122,7 @@ class QuantDense(_Quantized):
   @nn.compact
   def __call__(self, x, gate: LayerGate | None = None):
     x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
-    return self._biased(x @ kernel)
+    return self._biased(checkpoint_name(x @ kernel, PRODUCT))
 
 
 class QuantConv(_Quantized):
@@ -147,7 +151,7 @@ class QuantConv(_Quantized):
   @nn.compact
   def __call__(self, x, gate: LayerGate | None = None):
     x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
-    return self._biased(convolve(x, kernel, self.strides, self.padding))
+    return self._biased(checkpoint_name(convolve(x, kernel, self.strides, self.padding), PRODUCT))
 
 
 class QuantMatmul(_Quantized):
@@ -174,7 +178,8 @@ class QuantMatmul(_Quantized):
   def __call__(self, a, b, gate: LayerGate | None = None):
     bits = self._rule().act_bits
     on = None if gate is None else gate.on * gate.attention
-    return jnp.einsum(self.equation, self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on))
+    a, b = self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on)
+    return checkpoint_name(jnp.einsum(self.equation, a, b), PRODUCT)
 
 
 def calibrate(model, params, *inputs, **kwargs):

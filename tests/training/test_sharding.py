@@ -27,7 +27,8 @@ for count in (1, 4):
   mesh = sharding.make_mesh(jax.devices()[:count])
   teacher = sharding.put_replicated(params, mesh)
   state, frozen = stages.prepare_student(problem, teacher, mesh)
-  step, stream, losses = stages.student_train_step(problem), feed.network_batches(problem, "student", mesh, 0), []
+  step, losses = stages.student_train_step(problem, state, frozen), []
+  stream = feed.network_batches(problem, "student", mesh, 0)
   for _ in range(8):
     batch = next(stream)
     assert len(batch["image"].sharding.device_set) == count
