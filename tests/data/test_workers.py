@@ -142,6 +142,7 @@ def test_signals_to_the_group_leave_workers_alone_and_they_end_with_their_parent
       [sys.executable, str(tmp_path / "program.py")], start_new_session=True, text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "PYTHONPATH": ROOT},
     )  # fmt: skip
+    workers = []
     try:
       line = lambda: program.stdout.readline().split()
       ask = lambda: (program.stdin.write("\n"), program.stdin.flush())
@@ -161,8 +162,10 @@ def test_signals_to_the_group_leave_workers_alone_and_they_end_with_their_parent
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.1)
     finally:
-      # The group: workers that outlive their parent as well.
-      os.killpg(program.pid, signal.SIGKILL)
+      program.kill()
       program.wait()
+      for pid in workers:
+        if not _gone(pid):
+          os.kill(pid, signal.SIGKILL)
       program.stdin.close()
       program.stdout.close()
