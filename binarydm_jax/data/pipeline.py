@@ -136,8 +136,8 @@ def batches(
     options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
     return Batches(iter(local.map(finish).to_iter_dataset(options)), workers)
   stream = local.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-  # Batches come through pipes. Shared memory takes half the time, but containers have little of it, its lack kills the
-  # worker, and grain leaves pieces behind. So images come as bytes, and are finished here.
+  # Batches come through pipes. Shared memory is faster, but containers have little of it, its lack kills the
+  # worker, and grain leaves pieces of it behind. So images come as bytes, and are finished here.
   pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
   stream = grain.experimental.WithOptionsIterDataset(stream, pipes)
   # Each worker takes every workers-th batch, and they are given in turn: the order is the same.
