@@ -43,7 +43,11 @@ def get_config():
           holdout=0.1,  # part held out of folders, npz files and tfds sets without a test split
           data_dir="",  # tfds only; empty: TFDS's own default
           flip=False,  # random horizontal flips
-          skip_unreadable=False,  # leave out images that cannot be read instead of stopping
+          # What cannot be read stops the run; True: the next example takes its place, with a warning, and is counted.
+          skip_unreadable=False,
+          threads=2,  # that read and decode, in each of the workers if there are any
+          workers=0,  # processes that read and decode; each takes seconds to start and memory
+          prefetch=4,  # batches kept ready
       )
   )
   config.model = ConfigDict(

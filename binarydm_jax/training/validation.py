@@ -62,6 +62,9 @@ AT_LEAST_ONE = (
   "evaluation.batch_size",
 )
 AT_LEAST_ZERO = (
+  "data.threads",
+  "data.workers",
+  "data.prefetch",
   "evaluation.reference_images",
   "guard.divergence",
   "mesh.data",
