@@ -129,7 +129,8 @@ class Memory:
     if step is None:
       return state
     tree, facts = self.saved[step]
-    return Begin(step, tree["state"], tuple(facts["pending"]), tree["signs"], facts["signs_of"])
+    pending, replaced = tuple(facts["pending"]), facts["replaced"]
+    return Begin(step, tree["state"], pending, replaced, tree["signs"], facts["signs_of"])
 
 
 class Compiled:
