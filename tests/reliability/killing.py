@@ -196,6 +196,8 @@ def campaign(folder, processes, sigkill, sigterm, seed=0, mode="all", phases=PHA
 
 
 def main():
+  import tests.conftest  # noqa: F401  The processes compile as cheaply as those of the tests.
+
   parser = argparse.ArgumentParser()
   parser.add_argument("--processes", default="1,2,4")
   parser.add_argument("--sigkill", type=int, default=20)
