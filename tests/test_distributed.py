@@ -34,7 +34,7 @@ def free_port():
 
 @pytest.mark.parametrize("flags, message", [
   (["--coordinator=localhost:1"], "--num_processes is missing: --coordinator, --num_processes and --process_id are"),
-  (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "--process_id 2 must be below --num_processes"),
+  (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "--process_id 2 must be below --num_proc"),
   (["--distributed=off", "--process_id=1"], "--distributed=off, and --coordinator, --num_processes or --process_id is"),
   (["--config.mesh.data=4"], "mesh.data 4 x mesh.fsdp 1 are 4 devices, and there are 1: set mesh.data to 0 for all"),
   (["--config.mesh.fsdp=2"], "mesh.fsdp 2 does not divide 1 devices"),
