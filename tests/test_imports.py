@@ -22,6 +22,7 @@ ALLOWED = {
     "quant", "models", "diffusion", "distill", "data", "evaluation", "files", "first_stage", "mesh", "plots",
     "training",
   },
+  "benchmark": {"quant", "models", "training", "command_line", "benchmark"},
 }
 
 
