@@ -10,7 +10,7 @@ def refusal(problem):
   """One line that says what of a config the PyTorch side does not have, or ""."""
   config = problem.config
   wanted = [(f"model.{name}", getattr(problem.teacher, name), value) for name, value in MODEL.items()]
-  wanted += [("compute.dtype", config.compute.dtype, "float32"), ("compute.remat", config.compute.remat, False)]
+  wanted += [("compute.dtype", config.compute.dtype, "float32"), ("compute.remat", config.compute.remat, "none")]
   wanted += [("diffusion.target", config.diffusion.target, "eps"), ("diffusion.loss", config.diffusion.loss, "l2")]
   for name, value, supported in wanted:
     if value != supported:

@@ -27,7 +27,7 @@ class OurStep:
 
     from binarydm_jax.training import sharding, stages
 
-    mesh = sharding.make_mesh()
+    mesh = sharding.config_mesh(problem.config.mesh)
     batch_size = problem.config.student.batch_size
     rng = np.random.default_rng(0)
     classes = max(problem.teacher.num_classes, 1)
@@ -42,7 +42,8 @@ class OurStep:
     inputs = problem.teacher.abstract_inputs(problem.input_shape, batch_size)
     kept = residual_bytes(problem.student, self.state.variables, *(x for x in inputs if x is not None))
     start = time.perf_counter()
-    self._step = stages.student_train_step(problem).lower(self.state, self.frozen, self.batch).compile()
+    self._step = stages.student_train_step(problem, self.state, self.frozen)
+    self._step = self._step.lower(self.state, self.frozen, self.batch).compile()
     self.row = dict(
         batch_size=batch_size, prepare_seconds=prepared, compile_seconds=time.perf_counter() - start,
         residual_bytes=kept,
@@ -79,7 +80,6 @@ def run(problem, repeats):
   PyTorch is left out, with a line that says why, where it is not installed, on other devices than CPUs, and for
   networks that its side does not have; there is then the first row alone.
   """
-  import jax
 
   ours = OurStep(problem)
   reason = why_alone(problem)
@@ -106,7 +106,7 @@ def run(problem, repeats):
     for name in formats:
       rows[name] = dict(by="torch", memory_format=name, **rows[name], **finish[name]())
   rows["jax"] = dict(
-      by="jax", **ours.row, **rows["jax"], finite=bool(jax.device_get(ours.state.ok)), peak_bytes=peak_bytes(),
+      by="jax", **ours.row, **rows["jax"], finite=int(ours.state.skipped) == 0, peak_bytes=peak_bytes(),
   )  # fmt: skip
   if formats:
     faster = min(formats, key=lambda name: rows[name]["seconds"])
