@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
@@ -12,8 +13,10 @@ from binarydm_jax import evaluate, report
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
+from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.files import write_atomically
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
+from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
 
 PACKED = "model.safetensors"
@@ -88,17 +91,26 @@ def encode(problem, workdir):
 # --- cost and export --------------------------------------------------------------------------------------------------
 
 
+def _abstract_params(problem):
+  return jax.eval_shape(lambda *x: problem.teacher.init(jax.random.key(0), *x), *problem.inputs())["params"]
+
+
+def student_cost(problem, table=None):
+  """Cost of the student with a deployed rule table (None: that of the finished student), as it is exported."""
+  table = cost_lib.deployed_table(problem.table) if table is None else table
+  remainder_bytes = REMAINDERS[problem.config.export.remainder].itemsize
+  return cost_lib.model_cost(problem.layers, table, _abstract_params(problem), remainder_bytes)
+
+
 def costs(problem):
   """(cost of the teacher, cost of the finished student)."""
-  params = jax.eval_shape(lambda *x: problem.teacher.init(jax.random.key(0), *x), *problem.inputs())["params"]
-  floats = {layer.path: problem.table[layer.path].__class__() for layer in problem.layers}
-  table = cost_lib.deployed_table(problem.table)
-  return cost_lib.model_cost(problem.layers, floats, params), cost_lib.model_cost(problem.layers, table, params)
+  floats = {layer.path: LayerRule() for layer in problem.layers}
+  return cost_lib.model_cost(problem.layers, floats, _abstract_params(problem)), student_cost(problem)
 
 
 def info(problem, workdir):
   """Prints and writes info.json: size, operations and the table of layers, from abstract shapes."""
-  _, student = costs(problem)
+  student = student_cost(problem)
   _say(f"{'path':34} {'kernel':>18} {'resolution':>10} {'rule':>12} {'bits W/A':>9} {'bytes':>10} {'MACs':>12}")
   for row in student.layers:
     shape = "x".join(map(str, row["kernel_shape"])) or "-"
@@ -119,29 +131,44 @@ def info(problem, workdir):
 
 
 def export(problem, workdir):
-  """Writes the packed file of the finished student's averaged weights and checks its size against `cost`."""
-  variables = stages.restore_ema(problem, "student", workdir)
+  """Writes the packed file of the student's averaged weights and checks its size against `cost`.
+
+  Raises:
+    ValueError: training is not finished, and `export.force` is not set.
+  """
+  fields = problem.config.export
+  step, steps = stages.steps_done("student", workdir), problem.config.student.steps
+  if step < steps and not (fields.force and step):
+    raise ValueError(
+        f"{Path(workdir) / 'student'} is at step {step} of {steps}: its bases still change; run --mode=binarize"
+        + (", or set export.force" if step else " first")
+    )
+  variables = stages.restore_ema(problem, "student", workdir, steps=min(step, steps))
   if jax.process_index():
     return
-  diffusion = {name: problem.config.diffusion[name] for name in
-               ("schedule", "num_timesteps", "beta_start", "beta_end", "target")}
-  path = Path(workdir) / PACKED
+  gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
+  table = cost_lib.deployed_table(problem.table, gates is not None and bool(gates.second))
   first_stage = feed.get_first_stage(problem, workdir)
+  path = Path(workdir) / PACKED
   payload, header = packed.export(
       path,
       variables,
       problem.teacher,
-      cost_lib.deployed_table(problem.table),
+      table,
       problem.layers,
-      diffusion,
+      {name: problem.config.diffusion[name] for name in
+       ("schedule", "num_timesteps", "beta_start", "beta_end", "target")},
       problem.input_shape,
       first_stage=first_stage.describe() if first_stage else None,
+      remainder=fields.remainder,
       method=problem.config.method,
   )
-  counted = costs(problem)[1].packed_bytes
+  counted = student_cost(problem, table).packed_bytes
   if payload != counted:
     raise RuntimeError(f"{path} holds {payload} bytes of payload, and cost.py counts {counted}")
   _say(f"{path}: {payload:,} bytes of weights and {header:,} of description")
+  if step < steps:
+    _say(f"of an unfinished student, step {step} of {steps}: export.force")
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -159,7 +186,9 @@ def sample(config, workdir, make_problem):
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
   trained = which in ("teacher", "student")
-  network = trained_network(make_problem(), workdir, which) if trained else packed_network(which, config, workdir)
+  network = trained_network(make_problem(), workdir, which) if trained else packed_network(
+      which, config, workdir, config.sample.backend
+  )
   images, speed = stream_samples(
       network, workdir, network.name, config.sample, config.sample.num_images, config.first_stage.batch_size
   )

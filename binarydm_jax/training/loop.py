@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax.evaluation.sampling import generate, make_sampler, sampling_options, to_uint8
+from binarydm_jax.diffusion import make_sampler
+from binarydm_jax.evaluation.sampling import generate, sampling_options, to_uint8
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training import diagnostics
 from binarydm_jax.training.checkpoint import Checkpoints
