@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax import diagnostic_plots, plots, report
+from binarydm_jax import diagnostic_plots, plots, preemption, report
 from binarydm_jax.data import read_all
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.cost import nominal_bits
@@ -39,15 +39,19 @@ def get_reference(problem, workdir, network):
   """
   fields = problem.config.evaluation
   with tqdm(desc=f"reference by {network.name}", unit="img", disable=jax.process_index() != 0) as bar:
+    def progress(count):
+      bar.update(count)
+      preemption.check()
+
     if fields.reference:
       protocol = adm_reference.protocol_of(fields.reference, network)
       measure = lambda: adm_reference.compute(fields.reference, network, batch_size=fields.batch_size,
-                                              progress=bar.update)
+                                              progress=progress)
     else:
       count = fields.reference_images or None
       protocol = reference_lib.protocol_of(network, problem.train_data, count)
       measure = lambda: reference_lib.compute(network, problem.train_data, count, batch_size=fields.batch_size,
-                                              progress=bar.update)
+                                              progress=progress)
     return reference_lib.cached(Path(workdir) / REFERENCE, protocol, measure, recompute=True)
 
 
@@ -94,10 +98,12 @@ def evaluate(problem, workdir, path, costs):
     images, speed = stream_samples(
         network, workdir, name, config.sample, config.evaluation.num_samples, config.first_stage.batch_size
     )
+    preemption.check()
     loss, by_timestep[name] = heldout_loss(
         network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
         config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
     )
+    preemption.check()
     measured = {"fid": None, "feature_network": None, "num_samples": len(images)}
     if feature_network:
       batches = np.array_split(images, -(-len(images) // config.evaluation.batch_size))
@@ -178,7 +184,8 @@ def write_report(problem, workdir):
 
 def config_digest(config):
   """SHA-256 of what a results.json depends on."""
-  fields = {name: value for name, value in config.to_dict().items() if name not in ("log", "checkpoint")}
+  free = ("log", "checkpoint", "mesh", "guard")
+  fields = {name: value for name, value in config.to_dict().items() if name not in free}
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import evaluate, report
+from binarydm_jax import evaluate, preemption, report
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.files import write_atomically
+from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
@@ -46,8 +46,7 @@ def pretrain(problem, workdir):
 
 def binarize(problem, workdir):
   """Trains the student from the finished teacher."""
-  if not stages.is_finished(problem, "student", workdir):
-    stages.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+  stages.binarize(problem, workdir, lambda: teacher_variables(problem, workdir)["params"])
 
 
 def encode(problem, workdir):
@@ -73,7 +72,7 @@ def encode(problem, workdir):
   remaining = writer.remaining()
   total = sum(map(len, remaining))
   with tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
-    for examples in remaining:
+    for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
         for start in range(examples.start, examples.stop, fields.batch_size):
           rows = [data[i] for i in range(start, min(start + fields.batch_size, examples.stop))]
@@ -82,8 +81,7 @@ def encode(problem, workdir):
           mirror = first_stage.moments(images[:, :, ::-1], fields.batch_size) if mirrored else None
           add(moments, np.stack([row["label"] for row in rows]), mirror)
           bar.update(len(rows))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("latents")
+  wait_for_all("latents")
   writer.finish()
   _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images")
 
@@ -134,21 +132,20 @@ def export(problem, workdir):
   """Writes the packed file of the student's averaged weights and checks its size against `cost`.
 
   Raises:
-    ValueError: training is not finished, and `export.force` is not set.
+    TrainingError: training is not finished, and `export.force` is not set.
   """
-  fields = problem.config.export
-  step, steps = stages.steps_done("student", workdir), problem.config.student.steps
-  if step < steps and not (fields.force and step):
-    raise ValueError(
-        f"{Path(workdir) / 'student'} is at step {step} of {steps}: its bases still change; run --mode=binarize"
-        + (", or set export.force" if step else " first")
-    )
-  variables = stages.restore_ema(problem, "student", workdir, steps=min(step, steps))
-  if jax.process_index():
-    return
+  fields, steps = problem.config.export, problem.config.student.steps
+  step, state = stages.newest_state(problem, "student", workdir, least=1 if fields.force else steps)
+  first_stage = feed.get_first_stage(problem, workdir)
+  if jax.process_index() == 0:
+    _export(problem, workdir, step, state.ema if fields.averaged else state.variables, first_stage)
+  wait_for_all("packed file")
+
+
+def _export(problem, workdir, step, variables, first_stage):
+  fields, steps = problem.config.export, problem.config.student.steps
   gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
   table = cost_lib.deployed_table(problem.table, gates is not None and bool(gates.second))
-  first_stage = feed.get_first_stage(problem, workdir)
   path = Path(workdir) / PACKED
   payload, header = packed.export(
       path,
@@ -221,12 +218,12 @@ def _finished_results(config, workdir):
 
 def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
-  if not problem.config.teacher.checkpoint:
-    pretrain(problem, workdir)
-  binarize(problem, workdir)
   results = _finished_results(problem.config, Path(workdir))
   if results:
     _say(f"{workdir} is finished; this is its report")
     _print_results(results, workdir)
-  else:
-    run_evaluate(problem, workdir)
+    return
+  if not problem.config.teacher.checkpoint:
+    pretrain(problem, workdir)
+  binarize(problem, workdir)
+  run_evaluate(problem, workdir)

@@ -126,5 +126,5 @@ def lock_config(config, workdir, write=True):
         raise ValueError(
             f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"
         )
-  if write:
+  if write and jax.process_index() == 0:
     write_atomically(path, (json.dumps(new, indent=2) + "\n").encode())

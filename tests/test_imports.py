@@ -19,8 +19,8 @@ ALLOWED = {
   "evaluation": {"quant", "models", "diffusion", "data", "files", "importers", "mesh", "evaluation"},
   "importers": {"models", "importers"},
   "training": {
-    "quant", "models", "diffusion", "distill", "data", "evaluation", "files", "first_stage", "mesh", "plots",
-    "training",
+    "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
+    "preemption", "training",
   },
 }
 

@@ -14,10 +14,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from binarydm_jax.quant import activations, weights
 from binarydm_jax.quant.convolution import convolve
 from binarydm_jax.quant.rules import FULL_PRECISION, LayerRule
+
+# The name of every layer's product for `jax.checkpoint_policies`: what is dear to compute again.
+PRODUCT = "binarydm_product"
 
 
 @flax.struct.dataclass
@@ -155,7 +159,7 @@ class QuantDense(_Quantized):
       y = self._packed(entry, rows, added, gate, kernel_shape=(1, 1, *shape), stride=1, padding=((0, 0), (0, 0)))
       return y.reshape(*x.shape[:-1], self.features)
     x, kernel = self._operands(x, shape, gate)
-    return self._finish(x @ kernel, residual)
+    return self._finish(checkpoint_name(x @ kernel, PRODUCT), residual)
 
 
 class QuantConv(_Quantized):
@@ -190,7 +194,8 @@ class QuantConv(_Quantized):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (self.strides,) * 2, padding)
       return self._packed(entry, x, residual, gate, kernel_shape=shape, stride=self.strides, padding=tuple(padding))
     x, kernel = self._operands(x, shape, gate)
-    return self._finish(convolve(x, kernel, self.strides, padding), residual)
+    y = checkpoint_name(convolve(x, kernel, self.strides, padding), PRODUCT)
+    return self._finish(y, residual)
 
 
 class QuantMatmul(_Quantized):
@@ -217,7 +222,8 @@ class QuantMatmul(_Quantized):
   def __call__(self, a, b, gate: LayerGate | None = None):
     bits = self._rule().act_bits
     on = None if gate is None else gate.on * gate.attention
-    return jnp.einsum(self.equation, self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on))
+    a, b = self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on)
+    return checkpoint_name(jnp.einsum(self.equation, a, b), PRODUCT)
 
 
 def calibrate(model, params, *inputs, **kwargs):

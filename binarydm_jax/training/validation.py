@@ -7,6 +7,7 @@ from binarydm_jax.distill import PROJECTIONS
 from binarydm_jax.evaluation import features
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
+from binarydm_jax.models.unet import REMAT
 from binarydm_jax.quant.rules import WEIGHT_PRESETS
 
 CHOICES = {
@@ -14,6 +15,8 @@ CHOICES = {
   "model.layout": tuple(LAYOUTS),
   "first_stage.kind": ("none", *KINDS),
   "compute.dtype": ("float32", "bfloat16"),
+  "compute.remat": tuple(REMAT),
+  "guard.non_finite": ("stop", "skip"),
   "diffusion.target": TARGETS,
   "diffusion.loss": ("l2", "l1"),
   "quant.weights": ("method", *WEIGHT_PRESETS),
@@ -50,6 +53,8 @@ AT_LEAST_ONE = (
   "log.samples",
   "checkpoint.every",
   "checkpoint.keep",
+  "compute.accumulate",
+  "mesh.fsdp",
   "sample.num_images",
   "sample.batch_size",
   "evaluation.num_samples",
@@ -58,7 +63,13 @@ AT_LEAST_ONE = (
   "evaluation.batch_size",
 )
 AT_LEAST_ZERO = (
+  "data.threads",
+  "data.workers",
+  "data.prefetch",
   "evaluation.reference_images",
+  "guard.divergence",
+  "mesh.data",
+  "mesh.min_size",
   "model.num_head_channels",
   "model.num_classes",
   "model.context_dim",
