@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from binarydm_jax.benchmark import residual_bytes
+from binarydm_jax.benchmark.common import residual_bytes
 from binarydm_jax.models import UNet
 from binarydm_jax.models.unet import REMAT
 from binarydm_jax.quant import calibrate, inspect_layers, preset

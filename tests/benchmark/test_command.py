@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from binarydm_jax import benchmark
+from binarydm_jax.benchmark import forward, train
 from binarydm_jax.training.problem import build
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,13 @@ def problem():
 
 
 def test_forward(problem):
-  row = benchmark.forward(problem, 1)
+  (row,) = forward.run(problem, 1)
   assert row["batch_size"] == 1 and row["first_seconds"] > 0 and row["seconds"] > 0
 
 
 def test_train(problem):
   """A step with finite losses; memory: teacher, weights, averages and both moments are held, four bytes a weight."""
-  row = benchmark.train(problem, 1)
+  (row,) = train.run(problem, 1)
   assert row["finite"] and row["batch_size"] == 8
   params = sum(layer.size for layer in problem.layers)
   assert row["held_bytes"] > 4 * 4 * params
