@@ -11,7 +11,7 @@ from tqdm import tqdm
 from binarydm_jax import evaluate, preemption, report
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
-from binarydm_jax.deploy import packed
+from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.files import write_atomically
 from binarydm_jax.mesh import wait_for_all
@@ -166,6 +166,13 @@ def _export(problem, workdir, step, variables, first_stage):
   _say(f"{path}: {payload:,} bytes of weights and {header:,} of description")
   if step < steps:
     _say(f"of an unfinished student, step {step} of {steps}: export.force")
+  if fields.stablehlo:
+    program, options = path.with_suffix(".stablehlo"), problem.config.sample
+    size = stablehlo.write_step(
+        load(path, "xla"), program, clip=options.clip, guidance=options.guidance,
+        dynamic_threshold=options.dynamic_threshold,
+    )
+    _say(f"{program}: {size:,} bytes, one step of DDIM")
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
