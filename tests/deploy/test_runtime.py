@@ -1,6 +1,7 @@
 """The loaded model: it predicts what the trained student does, holds bits, samples, and says what it cannot do."""
 
 import dataclasses
+import logging
 
 import flax.traverse_util
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from binarydm_jax import quant
-from binarydm_jax.deploy import load
+from binarydm_jax.deploy import kernels, load
 from binarydm_jax.deploy.agreement import activation_codes, agreement
 from tests.deploy.test_packed import DIFFUSION, MODELS, SHAPE, student, write
 
@@ -117,3 +118,35 @@ def test_what_is_refused(tmp_path):
   gates = quant.gates_at(jnp.int32(0), [0] * len(model.model.block_names))
   with pytest.raises(ValueError, match="is packed: what a gate could switch is gone"):
     model.model.apply(model.variables, x, t, None, gates)
+
+
+def test_native_kernels(tmp_path):
+  """The same bits by the native kernels: layers of sign bases go there, the others to XLA, and both agree."""
+  if kernels.status()[0] is None:
+    pytest.skip(kernels.status()[1])
+  made = student(**DEEPER)
+  write(tmp_path / "m", made)
+  native, xla = load(tmp_path / "m"), load(tmp_path / "m", "xla")
+  assert native.backend == "cpu"
+  by = {path: entry.backend for path, entry in native.model.rules.items() if isinstance(entry, quant.PackedLayer)}
+  assert by["middle/res/conv1"] == by["middle/attn/qkv"] == "cpu" and by["out_conv"] == by["time_embed_0"] == "xla"
+  found = agreement((native.model, native.variables), (made[0], made[3]), *inputs(made))
+  print(f"\nnative kernels: {found}")
+  assert found["codes"] > 1000 and found["flipped"] < 1e-4 and found["relative_error"] < 1e-3
+  key = jax.random.key(0)
+  np.testing.assert_allclose(native.sample(key, 2, steps=2), xla.sample(key, 2, steps=2), atol=1e-2)
+
+
+def test_without_native_kernels(tmp_path, monkeypatch, caplog):
+  """One line says why and what runs instead; asked for by name, they are an error; no line where none is needed."""
+  write(tmp_path / "m", student("baseline", act_bits=4))
+  monkeypatch.setenv("BINARYDM_KERNEL", "off")
+  with caplog.at_level(logging.WARNING):
+    assert load(tmp_path / "m").backend == "xla"
+  assert [record.getMessage() for record in caplog.records] == [
+      "native kernels are off (BINARYDM_KERNEL=off); packed layers run by XLA"]
+  with pytest.raises(ValueError, match="back end 'cpu' cannot be had: native kernels are off .*'auto' falls back"):
+    load(tmp_path / "m", "cpu")
+  caplog.clear()
+  write(tmp_path / "m", student("baseline"))  # float activations: nothing for the kernels
+  assert load(tmp_path / "m").backend == load(tmp_path / "m", "xla").backend == "xla" and not caplog.records
