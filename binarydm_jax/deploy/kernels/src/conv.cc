@@ -12,8 +12,6 @@ namespace {
 
 // Encoded input of a panel, in bytes: a fraction of a last-level cache.
 constexpr size_t kPanelBytes = 4 << 20;
-// Output pixels of a strip: a task goes through all blocks of weights with them, so their input stays in the L2 cache.
-constexpr int64_t kStripPixels = 64;
 // Codes that are quantized at a time, in bytes: a part of the L1 cache.
 constexpr size_t kCodesBytes = 8 << 10;
 // Multiply-accumulates below which a second thread costs more than it saves.
@@ -98,7 +96,7 @@ class Conv {
       const int64_t strip = i / cuts, cut = i % cuts;
       const int first = static_cast<int>(groups * cut / cuts) * scheme_.max_blocks;
       const int last = std::min<int>(blocks_, static_cast<int>(groups * (cut + 1) / cuts) * scheme_.max_blocks);
-      tiles(strip * kStripPixels, std::min(kStripPixels, out_pixels - strip * kStripPixels), first, last);
+      multiply(strip * kStripPixels, std::min<int64_t>(kStripPixels, out_pixels - strip * kStripPixels), first, last);
     });
   }
 
@@ -115,29 +113,23 @@ class Conv {
     scheme_.encode(codes, count, g_.kernel.cin, encoded_ + pixel * pixel_bytes_, sums_ + pixel);
   }
 
-  // `count` output pixels of the panel from `start`, blocks [first, last) of outputs.
-  void tiles(int64_t start, int64_t count, int first, int last) const {
-    std::vector<const uint8_t*> pixels(count * taps_);
-    std::vector<int32_t> sums(count);
-    std::vector<int> sizes;
-    for (int64_t done = 0, size = scheme_.max_pixels; done < count; done += size) {
-      while (size > count - done) size /= 2;
-      gather(start + done, size, pixels.data() + done * taps_, sums.data() + done);
-      sizes.push_back(static_cast<int>(size));
-    }
-    int32_t acc[2][kMaxPixels * kMaxTileOutputs];
+  // A strip of `count` output pixels of the panel from `start`, blocks [first, last) of outputs.
+  void multiply(int64_t start, int64_t count, int first, int last) const {
+    constexpr size_t kAcc = kStripPixels * kStripOutputs;
+    const Scratch memory(2 * kAcc * sizeof(int32_t) + count * (taps_ * sizeof(uint8_t*) + sizeof(int32_t)));
+    int32_t* const acc[2] = {reinterpret_cast<int32_t*>(memory.data()),
+                             reinterpret_cast<int32_t*>(memory.data()) + kAcc};
+    auto* const pixels = reinterpret_cast<const uint8_t**>(acc[1] + kAcc);
+    auto* const sums = reinterpret_cast<int32_t*>(pixels + count * taps_);
+    gather(start, count, pixels, sums);
     for (int block = first; block < last; block += scheme_.max_blocks) {
       const int blocks = std::min(scheme_.max_blocks, last - block);
-      int64_t done = 0;
-      for (const int size : sizes) {
-        for (int basis = 0; basis < g_.kernel.bases; ++basis) {
-          scheme_.tile({pixels.data() + done * taps_, size, taps_, g_.kernel.cin,
-                        weights_ + (static_cast<size_t>(basis) * blocks_ + block) * block_bytes_, block_bytes_, blocks,
-                        sums.data() + done, acc[basis]});
-        }
-        store(start + done, size, block * scheme_.outputs, blocks * scheme_.outputs, acc[0], acc[1]);
-        done += size;
+      for (int basis = 0; basis < g_.kernel.bases; ++basis) {
+        scheme_.multiply({pixels, static_cast<int>(count), taps_, g_.kernel.cin,
+                          weights_ + (static_cast<size_t>(basis) * blocks_ + block) * block_bytes_, block_bytes_,
+                          blocks, sums, acc[basis]});
       }
+      store(start, static_cast<int>(count), block * scheme_.outputs, blocks * scheme_.outputs, acc[0], acc[1]);
     }
   }
 

@@ -24,7 +24,7 @@ void quantize(const float* x, size_t count, float step, int bits, int8_t* codes)
 }
 
 template <bool kTwo, bool kResidual>
-void finish_tile(const Epilogue& e) {
+void finish_strip(const Epilogue& e) {
   for (int p = 0; p < e.count; ++p) {
     const int32_t* acc1 = e.acc1 + p * e.acc_stride;
     const int32_t* acc2 = kTwo ? e.acc2 + p * e.acc_stride : nullptr;
@@ -42,9 +42,9 @@ void finish_tile(const Epilogue& e) {
 
 void finish(const Epilogue& e) {
   if (e.acc2) {
-    e.residual ? finish_tile<true, true>(e) : finish_tile<true, false>(e);
+    e.residual ? finish_strip<true, true>(e) : finish_strip<true, false>(e);
   } else {
-    e.residual ? finish_tile<false, true>(e) : finish_tile<false, false>(e);
+    e.residual ? finish_strip<false, true>(e) : finish_strip<false, false>(e);
   }
 }
 

@@ -5,9 +5,9 @@
 // The sum over the channels whose sign is +1 gives the product: sum(sign * code) = 2 * sum(code where +1) - sum(code).
 // Codes of 8 bits are two planes of 4, each with tables of its own: code = 16 * high + low.
 //
-// Simd gives the instruction set: V, kBytes; load, table (16 bytes to every lane), shuffle, add, low and high (nibbles);
-// widen (bytes added to sums of 16 bits), drain (these added to sums of 32 bits, in the order of the outputs), and
-// lane(output), the byte that holds an output.
+// Simd gives the instruction set: V, kBytes; load, store, table (16 bytes to every lane), shuffle, add, low and high
+// (nibbles); Bytes and Sums, to which bytes are added as 8 and 16 bits; drain (these to sums of 32 bits in the order of the outputs);
+// lane(output), the byte that holds an output; encode.
 #pragma once
 
 #include <cstring>
@@ -19,12 +19,6 @@ namespace {
 
 // Channels are taken 16 at a time: four tables.
 inline int quads_of(int channels) { return (channels + 15) / 16; }
-
-template <class T>
-inline T* hidden(T* pointer) {
-  asm volatile("" : "+r"(pointer) : : "memory");
-  return pointer;
-}
 
 template <int kBits>
 struct Tables {
@@ -39,7 +33,7 @@ struct Tables {
   static size_t pixel_bytes(int channels) { return kPlanes * plane_bytes(channels); }
 };
 
-template <class Simd, int kBits, int kMaxP>
+template <class Simd, int kBits>
 struct Lookup {
   using V = typename Simd::V;
   using T = Tables<kBits>;
@@ -54,114 +48,125 @@ struct Lookup {
     return 8 * (static_cast<size_t>(channel / 8) * kOutputs + Simd::lane(output)) + channel % 8;
   }
 
-  template <int kPixels, int kBlocks>
+  // Sums of one strip and kBlocks blocks of outputs. Weights are taken in chunks: their nibbles, one to a byte, serve all
+  // pixels of the strip from the L1 cache, while a pixel's sums stay in registers.
+  template <int kBlocks>
   struct Run {
     static constexpr int kSize = kBlocks * kOutputs;
-    alignas(64) uint16_t wide[kPixels * kSize];
-    alignas(64) uint8_t narrow[kQuads > 1 ? kPixels * kSize : 1];
+    static constexpr int kChunk = 16;  // quads
+    alignas(64) uint8_t nibbles[kChunk * 4 * kSize];
+    alignas(64) uint16_t sums[T::kPlanes][kStripPixels * kSize];
 
-    // Looks up 16 channels and adds the bytes to what `narrow` has if kContinued, then to `wide` if kWiden, else keeps
-    // them in `narrow`.
-    template <bool kContinued, bool kWiden>
-    void quad(const Tile& t, const uint8_t* const (&pixels)[kPixels], size_t offset, const uint8_t* weights) {
-      // The compiler must not see what these point to: it would try to hold all sums in registers, and spill them.
-      uint16_t* wide_sums = hidden(wide);
-      uint8_t* narrow_sums = hidden(narrow);
-      V nibbles[kBlocks][4];
-      for (int b = 0; b < kBlocks; ++b) {
-        const V even = Simd::load(weights + b * t.block_bytes);
-        const V odd = Simd::load(weights + b * t.block_bytes + kOutputs);
-        nibbles[b][0] = Simd::low(even), nibbles[b][1] = Simd::high(even);
-        nibbles[b][2] = Simd::low(odd), nibbles[b][3] = Simd::high(odd);
+    void expand(const uint8_t* weights, size_t block_bytes, int quads) {
+      for (int b = 0; b < kBlocks; ++b, weights += block_bytes) {
+        for (int i = 0; i < 2 * quads; ++i) {
+          const V v = Simd::load(weights + i * kOutputs);
+          uint8_t* to = nibbles + (2 * i * kBlocks + b) * kOutputs;
+          Simd::store(to, Simd::low(v));
+          Simd::store(to + kSize, Simd::high(v));
+        }
       }
-      for (int p = 0; p < kPixels; ++p) {
-        const uint8_t* tables = pixels[p] + offset;
-        const V t0 = Simd::table(tables), t1 = Simd::table(tables + 16);
-        const V t2 = Simd::table(tables + 32), t3 = Simd::table(tables + 48);
+    }
+
+    // Adds a chunk for one pixel and plane.
+    void add(const uint8_t* tables, int quads, uint16_t* to) const {
+      const uint8_t* at = nibbles;
+      typename Simd::Sums wide[kBlocks];
+      if (kQuads == 1) {
+        for (int b = 0; b < kBlocks; ++b) wide[b].load(to + b * kOutputs);
+        for (int quad = 0; quad < quads; ++quad, tables += 64, at += 4 * kSize) look_up(tables, at, wide);
+        for (int b = 0; b < kBlocks; ++b) wide[b].store(to + b * kOutputs);
+        return;
+      }
+      for (int left = quads; left > 0; left -= kQuads) {
+        typename Simd::Bytes narrow[kBlocks] = {};
+        const int now = left < kQuads ? left : kQuads;
+        for (int quad = 0; quad < now; ++quad, tables += 64, at += 4 * kSize) look_up(tables, at, narrow);
         for (int b = 0; b < kBlocks; ++b) {
-          V sum = Simd::add(Simd::add(Simd::shuffle(t0, nibbles[b][0]), Simd::shuffle(t1, nibbles[b][1])),
-                            Simd::add(Simd::shuffle(t2, nibbles[b][2]), Simd::shuffle(t3, nibbles[b][3])));
-          const int at = (p * kBlocks + b) * kOutputs;
-          if (kContinued) sum = Simd::add(sum, Simd::load(narrow_sums + at));
-          if (kWiden) {
-            Simd::widen(sum, wide_sums + at);
-          } else {
-            Simd::store(narrow_sums + at, sum);
-          }
+          wide[b].load(to + b * kOutputs);
+          wide[b].add(narrow[b].value);
+          wide[b].store(to + b * kOutputs);
         }
       }
     }
 
-    void drain(const Tile& t) {
-      for (int i = 0; i < kPixels * kSize; i += kOutputs) Simd::drain(wide + i, t.out + i);
-      std::memset(wide, 0, sizeof wide);
+    // One quad.
+    template <class Accumulator>
+    static void look_up(const uint8_t* tables, const uint8_t* at, Accumulator (&to)[kBlocks]) {
+      V t0 = Simd::table(tables), t1 = Simd::table(tables + 16);
+      V t2 = Simd::table(tables + 32), t3 = Simd::table(tables + 48);
+      for (int b = 0; b < kBlocks; ++b, at += kOutputs) {
+        V sum = Simd::shuffle(t0, Simd::load(at));
+        sum = Simd::add(sum, Simd::shuffle(t1, Simd::load(at + kSize)));
+        sum = Simd::add(sum, Simd::shuffle(t2, Simd::load(at + 2 * kSize)));
+        sum = Simd::add(sum, Simd::shuffle(t3, Simd::load(at + 3 * kSize)));
+        to[b].add(sum);
+        to[b].before(t0, t1, t2, t3);
+      }
     }
 
-    void plane(const Tile& t, size_t plane_offset) {
-      const int quads = quads_of(t.channels);
-      const uint8_t* weights = t.weights;
+    // Moves the sums to the output, the first time instead of what it holds.
+    void drain(const Strip& s, bool first) {
+      for (int i = 0; i < s.count * kSize; i += kOutputs) {
+        for (int plane = 0; plane < T::kPlanes; ++plane) {
+          Simd::drain(sums[plane] + i, s.out + i, plane < T::kPlanes - 1 ? 4 : 0, first && plane == 0);
+        }
+      }
+    }
+
+    void run(const Strip& s) {
+      const int quads = quads_of(s.channels);
+      const size_t plane_bytes = T::plane_bytes(s.channels);
+      const uint8_t* weights = s.weights;
       int additions = 0;
-      std::memset(wide, 0, sizeof wide);
-      for (int tap = 0; tap < t.taps; ++tap) {
-        const uint8_t* pixels[kPixels];
-        for (int p = 0; p < kPixels; ++p) pixels[p] = t.pixels[tap * kPixels + p];
-        size_t offset = plane_offset;
-        const auto next = [&] { offset += 64, weights += 2 * kOutputs; };
-        for (int first = 0; first < quads; first += kQuads) {
-          const int count = first + kQuads < quads ? kQuads : quads - first;
-          if (kQuads == 1 || count == 1) {
-            quad<false, true>(t, pixels, offset, weights), next();
-          } else {
-            quad<false, false>(t, pixels, offset, weights), next();
-            for (int i = 2; i < count; ++i) quad<true, false>(t, pixels, offset, weights), next();
-            quad<true, true>(t, pixels, offset, weights), next();
-          }
-          if (++additions == kAdditions) {
-            drain(t);
+      bool first = true;
+      for (int plane = 0; plane < T::kPlanes; ++plane) std::memset(sums[plane], 0, sizeof(uint16_t) * s.count * kSize);
+      for (int tap = 0; tap < s.taps; ++tap) {
+        const uint8_t* const* pixels = s.pixels + static_cast<size_t>(tap) * s.count;
+        for (int start = 0; start < quads; start += kChunk) {
+          const int chunk = quads - start < kChunk ? quads - start : kChunk;
+          const int more = (chunk + kQuads - 1) / kQuads;
+          if (additions + more > kAdditions) {
+            drain(s, first);
+            for (auto& plane : sums) std::memset(plane, 0, sizeof(uint16_t) * s.count * kSize);
             additions = 0;
+            first = false;
+          }
+          additions += more;
+          expand(weights, s.block_bytes, chunk);
+          weights += static_cast<size_t>(chunk) * 2 * kOutputs;
+          for (int p = 0; p < s.count; ++p) {
+            for (int plane = 0; plane < T::kPlanes; ++plane) {
+              add(pixels[p] + plane * plane_bytes + 64 * start, chunk, sums[plane] + p * kSize);
+            }
           }
         }
       }
-      drain(t);
-    }
-
-    void run(const Tile& t) {
-      std::memset(t.out, 0, sizeof(int32_t) * kPixels * kSize);
-      plane(t, 0);
-      if (T::kPlanes == 2) {
-        for (int i = 0; i < kPixels * kSize; ++i) t.out[i] *= 16;
-        plane(t, T::plane_bytes(t.channels));
-      }
-      const int lookups = t.taps * quads_of(t.channels) * 4;
-      const int bias = (T::kPlanes == 2 ? 16 : 1) * T::bias(0) * lookups;
-      for (int p = 0; p < kPixels; ++p) {
-        int32_t* out = t.out + p * kSize;
-        const int32_t sum = t.sums[p];
-        for (int i = 0; i < kSize; ++i) out[i] = 2 * (out[i] - bias) - sum;
+      drain(s, first);
+      const int bias = (T::kPlanes == 2 ? 16 : 1) * T::bias(0) * s.taps * quads * 4;
+      for (int p = 0; p < s.count; ++p) {
+        int32_t* out = s.out + p * kSize;
+        const int32_t offset = 2 * bias + s.sums[p];
+        for (int i = 0; i < kSize; ++i) out[i] = 2 * out[i] - offset;
       }
     }
   };
 
-  template <int kBlocks>
-  static void count(const Tile& t) {
-    if constexpr (kMaxP >= 8) {
-      if (t.count == 8) return Run<8, kBlocks>().run(t);
-    }
-    switch (t.count) {
-      case 4: return Run<4, kBlocks>().run(t);
-      case 2: return Run<2, kBlocks>().run(t);
-      default: return Run<1, kBlocks>().run(t);
+  static void multiply(const Strip& s) {
+    switch (s.blocks) {
+      case 4: return Run<4>().run(s);
+      case 3: return Run<3>().run(s);
+      case 2: return Run<2>().run(s);
+      default: return Run<1>().run(s);
     }
   }
 
-  static void tile(const Tile& t) { t.blocks == 2 ? count<2>(t) : count<1>(t); }
-
   static constexpr Scheme scheme = {
-      kOutputs, 16, kMaxP, 2, T::pixel_bytes, tap_bytes, bit, Simd::template encode<kBits>, tile};
+      kOutputs, 16, 4, T::pixel_bytes, tap_bytes, bit, Simd::template encode<kBits>, multiply};
 };
 
-template <class Simd, int kBits, int kMaxP>
-constexpr Scheme Lookup<Simd, kBits, kMaxP>::scheme;
+template <class Simd, int kBits>
+constexpr Scheme Lookup<Simd, kBits>::scheme;
 
 }  // namespace
 }  // namespace binarydm

@@ -2,7 +2,8 @@
 // holds, for each word of channels, one word for each output. Codes of one bit are +-1: xor. Wider codes are in two's
 // complement: plane k counts 2^k, the last one negative: and.
 //
-// Lanes gives the instruction set: V, kLanes words of 32 bits; broadcast, load, bit operations, and counts.
+// Lanes gives the instruction set: V, kLanes words of 32 bits; broadcast, load, bit operations, and counts; kPixels, how
+// many pixels share a register of weights.
 #pragma once
 
 #include <cstring>
@@ -48,47 +49,47 @@ struct Popcount {
   }
 
   template <int kPixels>
-  static void run(const Tile& t) {
-    const int words = words_of(t.channels);
-    for (int b = 0; b < t.blocks; ++b) {
-      Count counts[kPixels][kBits] = {};
-      const uint8_t* w = t.weights + b * t.block_bytes;
-      for (int tap = 0; tap < t.taps; ++tap) {
-        const uint8_t* const* pixels = t.pixels + tap * kPixels;
-        for (int i = 0; i < words; ++i, w += 4 * kOutputs) {
-          const V weight = Lanes::load(w);
-          for (int p = 0; p < kPixels; ++p) {
-            for (int k = 0; k < kBits; ++k) {
-              const V x = Lanes::broadcast(pixels[p] + 4 * (1 + k * words + i));
-              const V same = kBits == 1 ? Lanes::mask(Lanes::exclusive_or(weight, x), Lanes::broadcast(pixels[p]))
-                                        : Lanes::mask(weight, x);
-              counts[p][k].add(same);
-            }
+  static void run(const Strip& s, int block, int first) {
+    const int words = words_of(s.channels);
+    const uint8_t* w = s.weights + block * s.block_bytes;
+    Count counts[kPixels][kBits] = {};
+    for (int tap = 0; tap < s.taps; ++tap) {
+      const uint8_t* const* pixels = s.pixels + static_cast<size_t>(tap) * s.count + first;
+      for (int i = 0; i < words; ++i, w += 4 * kOutputs) {
+        const V weight = Lanes::load(w);
+        for (int p = 0; p < kPixels; ++p) {
+          for (int k = 0; k < kBits; ++k) {
+            const V x = Lanes::broadcast(pixels[p] + 4 * (1 + k * words + i));
+            const V bits = kBits == 1 ? Lanes::mask(Lanes::exclusive_or(weight, x), Lanes::broadcast(pixels[p]))
+                                      : Lanes::mask(weight, x);
+            counts[p][k].add(bits);
           }
         }
       }
-      for (int p = 0; p < kPixels; ++p) {
-        int32_t* out = t.out + (static_cast<size_t>(p) * t.blocks + b) * kOutputs;
-        int32_t lanes[kOutputs];
-        for (int o = 0; o < kOutputs; ++o) out[o] = kBits == 1 ? t.sums[p] : -t.sums[p];
-        for (int k = 0; k < kBits; ++k) {
-          counts[p][k].store(lanes);
-          const int32_t factor = kBits == 1 ? -2 : k == kBits - 1 ? -(2 << k) : 2 << k;
-          for (int o = 0; o < kOutputs; ++o) out[o] += factor * lanes[o];
-        }
+    }
+    for (int p = 0; p < kPixels; ++p) {
+      int32_t* out = s.out + (static_cast<size_t>(first + p) * s.blocks + block) * kOutputs;
+      const int32_t sum = s.sums[first + p];
+      int32_t lanes[kOutputs];
+      for (int o = 0; o < kOutputs; ++o) out[o] = kBits == 1 ? sum : -sum;
+      for (int k = 0; k < kBits; ++k) {
+        counts[p][k].store(lanes);
+        const int32_t factor = kBits == 1 ? -2 : k == kBits - 1 ? -(2 << k) : 2 << k;
+        for (int o = 0; o < kOutputs; ++o) out[o] += factor * lanes[o];
       }
     }
   }
 
-  static void tile(const Tile& t) {
-    switch (t.count) {
-      case 2: return run<2>(t);
-      default: return run<1>(t);
+  static void multiply(const Strip& s) {
+    for (int block = 0; block < s.blocks; ++block) {
+      int p = 0;
+      for (; p + Lanes::kPixels <= s.count; p += Lanes::kPixels) run<Lanes::kPixels>(s, block, p);
+      for (; p < s.count; ++p) run<1>(s, block, p);
     }
   }
 
   static constexpr Scheme scheme = {
-      kOutputs, 32, 2, 4, Planes<kBits>::pixel_bytes, tap_bytes, bit, Planes<kBits>::encode, tile};
+      kOutputs, 32, 4, Planes<kBits>::pixel_bytes, tap_bytes, bit, Planes<kBits>::encode, multiply};
 };
 
 template <class Lanes, int kBits>

@@ -7,7 +7,7 @@ namespace binarydm {
 namespace {
 
 struct Words {
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 8, kPixels = 2;
   struct V {
     uint32_t lane[kLanes];
   };

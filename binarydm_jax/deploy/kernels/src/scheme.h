@@ -11,10 +11,14 @@
 
 namespace binarydm {
 
-// One tile: a few pixels times a few blocks of outputs, over all taps of the kernel.
-struct Tile {
+// The most output pixels of a strip, and outputs.
+constexpr int kStripPixels = 64;
+constexpr int kStripOutputs = 256;
+
+// A strip of output pixels times a few blocks of outputs, over all taps of the kernel.
+struct Strip {
   const uint8_t* const* pixels;  // [taps][count], each an encoded pixel
-  int count;                     // 1, 2, 4, ... up to Scheme::max_pixels
+  int count;                     // 1 .. kStripPixels
   int taps;
   int channels;                  // as the convolution has them, before padding
   const uint8_t* weights;        // first block, first tap
@@ -24,9 +28,9 @@ struct Tile {
   int32_t* out;                  // [count][blocks * outputs]: sum over taps and channels of sign * code
 };
 
-// What follows the products: y = step * (scale1 * acc1 + scale2 * acc2) + bias + residual, for a tile.
+// What follows the products: y = step * (scale1 * acc1 + scale2 * acc2) + bias + residual, for a strip.
 struct Epilogue {
-  int count, outputs;            // pixels; outputs that exist (the rest of the tile is padding)
+  int count, outputs;            // pixels; outputs that exist (the rest is padding)
   size_t acc_stride;             // from one pixel's sums to the next's
   const int32_t* acc1;
   const int32_t* acc2;           // null: one basis
@@ -40,20 +44,16 @@ struct Epilogue {
 struct Scheme {
   int outputs;     // in a block of weights; the number of outputs is padded to a multiple
   int channels;    // the number of channels is padded to a multiple
-  int max_pixels;  // a power of two
-  int max_blocks;
+  int max_blocks;  // of a strip
   size_t (*pixel_bytes)(int channels);
   size_t (*tap_bytes)(int channels);  // weights of one block and one tap
   size_t (*bit)(int channel, int output);  // where the sign of a weight is, in bits from the start of block and tap
 
-  // codes [pixels][channels] -> out [pixels][pixel_bytes], and per pixel the number that Tile::sums adds up. A pixel of
+  // codes [pixels][channels] -> out [pixels][pixel_bytes], and per pixel the number that Strip::sums adds up. A pixel of
   // zeros contributes nothing, also where codes are +-1.
   void (*encode)(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums);
-  void (*tile)(const Tile&);
+  void (*multiply)(const Strip&);
 };
-
-constexpr int kMaxPixels = 16;
-constexpr int kMaxTileOutputs = 256;
 
 struct Path {
   const char* name;
