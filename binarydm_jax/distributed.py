@@ -1,6 +1,8 @@
 """Several processes, one run: who they are, from flags, a TPU pod or Slurm."""
 
 import os
+import sys
+import threading
 
 from absl import flags
 
@@ -48,11 +50,21 @@ def initialize():
   import jax
 
   given = {name: value for name, value in given.items() if value is not None}
+  apart = "the processes did not come together ({}): check --coordinator, and that all of them were started"
+  seconds = _TIMEOUT.value
+
+  def give_up():
+    print("error: " + apart.format(f"--distributed_timeout {seconds} seconds"), file=sys.stderr, flush=True)
+    os._exit(1)
+
+  # jax would end the process too, by an abort and a page of traces.
+  watch = threading.Timer(seconds, give_up)
+  watch.daemon = True
+  watch.start()
   try:
-    jax.distributed.initialize(**given, initialization_timeout=_TIMEOUT.value)
+    jax.distributed.initialize(**given, initialization_timeout=seconds + 60)
   except (RuntimeError, ValueError) as error:
-    raise ValueError(
-        f"--distributed: the processes did not come together ({' '.join(str(error).split())[:200]}); check"
-        " --coordinator, and that all of them were started"
-    ) from error
+    raise ValueError(apart.format(" ".join(str(error).split())[:200])) from error
+  finally:
+    watch.cancel()
   return True

@@ -25,6 +25,7 @@ from binarydm_jax.evaluation.samples import evaluate_samples
 from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.networks import packed_network, stream_samples, trained_network
 from binarydm_jax.training import feed
+from binarydm_jax.training.guards import run_goodput
 
 REFERENCE = "reference.npz"
 
@@ -168,18 +169,35 @@ def write_report(problem, workdir):
   grids = {"real": read_all(problem.test_data, 64)[0]}
   for name in ("teacher", "student"):
     grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
+  curves = plots.read_curves(workdir / "metrics.jsonl")
   lists = {"The packed file": results["packed"]}
   if measured := report.metrics_list(results["models"]):
     lists = {"All metrics": measured, **lists}
   if results["reference"]:
     hidden = ("fid", "what", "version", "network", "sha256")
     lists["The real images"] = {name: value for name, value in results["reference"].items() if name not in hidden}
+  if run := training_time(workdir, curves):
+    lists["Training"] = run
   captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
   pictures = {captions[name]: images[:49] for name, images in grids.items()}
   plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
-  curves = plots.read_curves(workdir / "metrics.jsonl")
   recorded = diagnostic_plots.read_rows(workdir / "diagnostics.jsonl")
   report.write_report(workdir / "report.html", results, curves, grids, lists, recorded)
+
+
+def training_time(workdir, curves):
+  """What the report says of how training went: goodput over all sessions, waiting for data, steps and examples left."""
+  spent = run_goodput(workdir)
+  if spent is None:
+    return {}
+  found = {"Goodput": "{goodput:.0%} of {seconds:,.0f} seconds in {sessions} sessions were steps".format(**spent)}
+  names = (("data_wait", "Waiting for data", "mean"), ("skipped_steps", "Steps without a finite loss, skipped", "max"),
+           ("replaced_examples", "Examples that could not be read, replaced", "max"))  # fmt: skip
+  for name, label, how in names:
+    values = {stage: getattr(series[name][1], how)() for stage, series in curves.items() if name in series}
+    form = "{}: {:.1%}" if how == "mean" else "{}: {:.0f}"
+    found[label] = ", ".join(form.format(stage, value) for stage, value in values.items())
+  return found
 
 
 def config_digest(config):

@@ -11,7 +11,10 @@ from binarydm_jax.files import write_atomically
 
 LOCKED = ("seed", "method", "data", "model", "first_stage", "diffusion", "quant", "distill", "teacher", "student")
 # Where things are kept and how many are made at once changes nothing; what is in the files is locked by `lock_inputs`.
-FREE = ("first_stage.cache", "first_stage.batch_size", "first_stage.checkpoint", "teacher.checkpoint")
+FREE = (
+  "data.prefetch", "data.skip_unreadable", "data.threads", "data.workers", "first_stage.batch_size",
+  "first_stage.cache", "first_stage.checkpoint", "teacher.checkpoint",
+)  # fmt: skip
 INPUTS = "inputs.json"
 
 

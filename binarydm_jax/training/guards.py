@@ -7,6 +7,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+from binarydm_jax.plots import read_curves
 from binarydm_jax.training.writers import append_line
 
 WINDOW = 20  # log lines
@@ -38,11 +39,8 @@ class Divergence:
 
 def logged_losses(path, stage):
   """The losses of a stage's last WINDOW lines in metrics.jsonl."""
-  try:
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-  except OSError:
-    return []
-  return [line["loss"] for line in lines if line["stage"] == stage][-WINDOW:]
+  series = read_curves(path).get(stage, {})
+  return series["loss"][1][-WINDOW:].tolist() if "loss" in series else []
 
 
 class Clock:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from binarydm_jax import preemption
@@ -137,13 +138,20 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
     if not start:
       recorder.write(state, 0)
 
+  def replaced():
+    """Examples of all processes so far that stood in for one that could not be read."""
+    own = stream.skipped
+    if jax.process_count() > 1 and config.data.skip_unreadable:
+      own = int(multihost_utils.process_allgather(np.array(own)).sum())
+    return begin.replaced + own
+
   def save(step):
     tree = {"state": state, "projections": frozen.get("projections", ()), "signs": recorder.signs if recorder else ()}
     # A run that is stopped between two log lines goes on to write the line of all their steps.
     rows = [{name: float(value) for name, value in row.items()} for row in pending]
     checkpoints.save(step, tree, dict(
-        stage=stage, step=step, next_batch=step, pending=rows, signs_of=recorder.last if recorder else 0,
-        config=config.to_dict(),
+        stage=stage, step=step, next_batch=step, pending=rows, replaced=replaced(),
+        signs_of=recorder.last if recorder else 0, config=config.to_dict(),
     ))  # fmt: skip
 
   stream = network_batches(problem, stage, mesh, start, workdir)
@@ -181,7 +189,7 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
       if count > skipped:
         _warn(f"{stage}: {count - skipped} steps before step {step} had no finite loss or gradient and were skipped")
         skipped = count
-      scalars["skipped"] = skipped
+      scalars |= dict(skipped_steps=skipped, replaced_examples=replaced())
       if (times := divergence.check(scalars["loss"])) is not None:
         scalars["loss_over_median"] = times
         _warn(f"{stage}: the loss at step {step}, {scalars['loss']:.4g}, is {times:.1f} times its running median")
@@ -202,6 +210,7 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
     if step != steps:
       raise preemption.Preempted
   finally:
+    stream.close()
     bar.close()
     writer.close()
   return state

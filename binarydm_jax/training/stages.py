@@ -143,7 +143,7 @@ def pretrain(problem, workdir, mesh=None):
   def begin(found):
     if found:
       step, tree, facts = found
-      return Begin(step, tree["state"], tuple(facts["pending"])), {}
+      return Begin(step, tree["state"], tuple(facts["pending"]), facts["replaced"]), {}
     # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
     variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
     optimizer, _ = stage_optimizer(problem, "teacher")
@@ -228,7 +228,8 @@ def binarize(problem, workdir, get_teacher, mesh=None):
     if found:
       step, tree, facts = found
       frozen = _frozen(problem, teacher, tree["projections"], mesh)
-      return Begin(step, tree["state"], tuple(facts["pending"]), tree["signs"], facts["signs_of"]), frozen
+      pending, replaced = tuple(facts["pending"]), facts["replaced"]
+      return Begin(step, tree["state"], pending, replaced, tree["signs"], facts["signs_of"]), frozen
     state, frozen = prepare_student(problem, teacher, mesh, workdir)
     signs = jax.jit(functools.partial(student_signs, table=problem.table), out_shardings=sharding.replicated(mesh))
     return Begin(0, state, signs=signs(state.variables)), frozen

@@ -34,6 +34,7 @@ class Begin(NamedTuple):
     step: steps done; 0 for a new stage.
     state: TrainState.
     pending: metrics (dicts of numbers) of the steps since the last log line.
+    replaced: examples so far that stood in for one that could not be read.
     signs: of the student at its last row of diagnostics, see `diagnostics.student_signs`; () for the teacher.
     signs_of: the step of that row.
   """
@@ -41,6 +42,7 @@ class Begin(NamedTuple):
   step: int
   state: TrainState
   pending: tuple = ()
+  replaced: int = 0
   signs: Any = ()
   signs_of: int = 0
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors import safe_open
 
 from binarydm_jax.preemption import EXIT_CODE
 from binarydm_jax.training import sharding, stages
@@ -131,9 +132,14 @@ def contents(workdir):
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   found["losses"] = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
   found["diagnostics"] = (workdir / "diagnostics.jsonl").read_text()
-  for name in ("model.safetensors", "samples/teacher.npz", "samples/student.npz"):
+  for name in ("samples/teacher.npz", "samples/student.npz"):
     if (workdir / name).exists():
       found[name] = (workdir / name).read_bytes()
+  if (workdir / "model.safetensors").exists():
+    # By content: safetensors writes its metadata in any order.
+    with safe_open(workdir / "model.safetensors", "numpy") as file:
+      found["packed metadata"] = file.metadata()
+      found |= {f"packed {name}": file.get_tensor(name) for name in file.keys()}
   return found
 
 
@@ -196,6 +202,8 @@ def campaign(folder, processes, sigkill, sigterm, seed=0, mode="all", phases=PHA
 
 
 def main():
+  import tests.conftest  # noqa: F401  The processes compile as cheaply as those of the tests.
+
   parser = argparse.ArgumentParser()
   parser.add_argument("--processes", default="1,2,4")
   parser.add_argument("--sigkill", type=int, default=20)

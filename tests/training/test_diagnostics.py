@@ -12,6 +12,7 @@ from binarydm_jax.training import diagnostics, loop, sharding
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.state import Begin, TrainState
 from tests import tiny
+from tests.training.fakes import Compiled, Memory
 
 TABLE = {
     "input_0/one": quant.LayerRule("one_basis", act_bits=4),
@@ -104,45 +105,6 @@ def test_nothing_quantized_is_an_empty_row():
 
 class Stopped(Exception):
   """Stands for whatever ends a run."""
-
-
-class Memory:
-  """Checkpoints that are kept in memory; orbax takes a second for each."""
-
-  kept = {}
-
-  def __init__(self, directory, keep=2):
-    self.saved = self.kept.setdefault(str(directory), {})
-
-  def latest_step(self):
-    return max(self.saved, default=None)
-
-  def save(self, step, tree, facts):
-    self.saved[step] = tree, facts
-
-  def wait(self):
-    pass
-
-  def begin(self, state):
-    """What a run goes on from: the newest checkpoint, or `state`."""
-    step = self.latest_step()
-    if step is None:
-      return state
-    tree, facts = self.saved[step]
-    return Begin(step, tree["state"], tuple(facts["pending"]), tree["signs"], facts["signs_of"])
-
-
-class Compiled:
-  """What a jitted function offers, around a function that needs no compiler."""
-
-  def __init__(self, function):
-    self.function = function
-
-  def lower(self, *args):
-    return self
-
-  def compile(self):
-    return self.function
 
 
 def run(problem, workdir, stop_at=None):

@@ -48,10 +48,10 @@ def check_program(text, state, fsdp):
   assert largest < activation, (largest, activation)
   assert max(n for _, sizes in found for n in sizes) <= largest
   reduced = sum(sum(sizes) * (fsdp if kind == "reduce-scatter" else 1) for kind, sizes in found if kind != "all-gather")
-  # Over `fsdp` a split gradient is reduced in two halves of the way: scattered, then its part over `data`.
+  # A gradient that is zero by construction is not sent. Over `fsdp` a split gradient is scattered, then its part is
+  # reduced over `data`.
   split = sum(leaf.size for leaf in leaves if not leaf.sharding.is_fully_replicated)
-  never = sum(leaf.size for leaf, gradient in zip(leaves, jax.tree.leaves(state.opt_state[1][0].nu)) if not np.any(gradient))
-  assert total - never <= reduced <= total + split // fsdp * (fsdp > 1) + 64, (total, split, reduced)
+  assert 0.99 * total <= reduced <= total + split // fsdp * (fsdp > 1) + 64, (total, split, reduced)
   for word in ("infeed", "outfeed", " send(", " recv(", "callback"):
     assert word not in text, word
   return split
@@ -59,7 +59,7 @@ def check_program(text, state, fsdp):
 results = []
 for count, fsdp, accumulate in ((1, 1, 1), (4, 1, 1), (4, 2, 2)):
   changes = {"student.steps": 40, "student.batch_size": BATCH, "model.channel_mult": (1,), "model.dropout": 0.1,
-             "mesh.min_size": 256, "compute.accumulate": accumulate, "data.flip": True}
+             "mesh.min_size": 256, "student.learning_rate": 2e-5, "compute.accumulate": accumulate, "data.flip": True}
   problem = build(tiny.get_config(**changes))
   params = teacher_params(problem)
   mesh = sharding.make_mesh(jax.devices()[:count], fsdp)
@@ -81,14 +81,14 @@ for count, fsdp, accumulate in ((1, 1, 1), (4, 1, 1), (4, 2, 2)):
   assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
   results.append((losses, jax.device_get(state.ema), jax.device_get(frozen["projections"])))
 for losses, ema, projections in results[1:]:
-  np.testing.assert_allclose(results[0][0], losses, rtol=1e-3)
+  # With the paper's rate. At 1e-3 they part at the sixth step: Adam divides by the gradient's size, so where it is
+  # zero but for rounding (a bias of attention's keys) a step of the whole rate goes either way.
+  np.testing.assert_allclose(results[0][0], losses, rtol=2e-4)
   # The subspaces, not their bases: the sign of an eigenvector is free.
   for x, y in zip(results[0][2], projections):
     np.testing.assert_allclose(x @ x.T, y @ y.T, atol=1e-3)
-  # Adam divides by the gradient's size: where a gradient is nearly zero its rounding decides the sign of an update, so
-  # single weights may differ by a few learning rates (1e-3); the tree as a whole may not.
   a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (results[0][1], ema))
-  assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(a)
+  assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(a)
 print("equal")
 """
 
