@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from binarydm_jax import __version__, plots, preemption
-from binarydm_jax.deploy import packed
+from binarydm_jax.deploy import load
+from binarydm_jax.diffusion import make_sampler
 from binarydm_jax.evaluation.sample_files import SampleWriter, open_samples
-from binarydm_jax.evaluation.sampling import make_draw, make_sampler, sampling_options, to_uint8
+from binarydm_jax.evaluation.sampling import make_draw, sampling_options, to_uint8
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import load_unet
 from binarydm_jax.mesh import make_mesh, put_replicated, wait_for_all
@@ -118,9 +119,14 @@ def trained_network(problem, workdir, name):
   return Network(name, *parts, problem.schedule, problem.config.diffusion.target, problem.input_shape, first_stage)
 
 
-def packed_network(path, config, workdir):
-  """The student as it is shipped; the first stage of a latent model comes from the config's checkpoint."""
-  file = packed.load(path)
+def packed_network(path, config, workdir, backend="float"):
+  """The student as it is shipped; the first stage of a latent model comes from the config's checkpoint.
+
+  Args:
+    backend: see `deploy.load`. "float" computes what the trained student computes, up to the rounding of sums; the
+      integer ones differ from it where that rounding decides between two codes of an activation.
+  """
+  file = load(path, backend)
   first_stage = None
   if file.first_stage:
     fields = dict(file.first_stage)

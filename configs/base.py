@@ -159,9 +159,18 @@ def get_config():
       )
   )
   config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # `every` is a multiple of log.every
+  config.export = ConfigDict(
+      dict(
+          remainder="float32",  # float32 | bfloat16: of what is not quantized (8 bits: quant.edges, which are trained)
+          stablehlo=False,  # also a StableHLO program of one sampling step, by the fields of `sample`
+          averaged=True,  # the averaged weights, those that are evaluated; False: those of the last step
+          force=False,  # also of a student whose training is not finished; a second basis that still lives is kept
+      )
+  )
   config.sample = ConfigDict(
       dict(
           model="",  # a packed file, or teacher | student; empty: the workdir's packed file
+          backend="auto",  # of a packed file: auto | xla | cpu (native kernel) | float (kernels dequantized)
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
           eta=0.0,  # ddim: 0 deterministic .. 1

@@ -22,7 +22,7 @@ ALLOWED = {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
     "preemption", "training",
   },
-  "benchmark": {"quant", "models", "training", "command_line", "benchmark"},
+  "benchmark": {"quant", "models", "deploy", "training", "command_line", "files", "panels", "benchmark"},
 }
 
 

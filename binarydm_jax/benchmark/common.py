@@ -67,5 +67,5 @@ def peak_bytes():
 def readable(name, value):
   """A value of a row as text; names say the unit."""
   if name.endswith("bytes"):
-    return f"{value / 2**30:.2f} GiB"
+    return f"{value / 2**30:.2f} GiB" if value > 2**30 else f"{value / 2**20:.2f} MiB"
   return f"{value:.2f}" if isinstance(value, float) else value

@@ -83,10 +83,10 @@ class ResBlock(nn.Module):
         h = norm("norm2")(h + e)
     h = drop(jax.nn.silu(h), self.dropout, dropout_keys, self.path)
     zeros = nn.initializers.zeros_init()
-    h = QuantConv(self.channels, padding=ONE_PIXEL, kernel_init=zeros, name="conv2", **common)(h, gate)
     if x.shape[-1] != self.channels:
       x = QuantConv(self.channels, (1, 1), name="skip", **common)(x, gate)
-    return x + h
+    conv2 = QuantConv(self.channels, padding=ONE_PIXEL, kernel_init=zeros, name="conv2", **common)
+    return conv2(h, gate, residual=x)
 
 
 class Block(nn.Module):

@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from binarydm_jax import preemption
+from binarydm_jax.diffusion import make_sampler
 from binarydm_jax.errors import RunError
-from binarydm_jax.evaluation.sampling import generate, make_sampler, sampling_options, to_uint8
+from binarydm_jax.evaluation.sampling import generate, sampling_options, to_uint8
 from binarydm_jax.mesh import gather, make_mesh
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training import diagnostics

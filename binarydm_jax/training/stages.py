@@ -29,28 +29,32 @@ def stage_optimizer(problem, stage):
   )
 
 
-def restore_ema(problem, stage, workdir, steps=None):
-  """The averaged variables of a finished stage in `workdir`, replicated over all devices.
+def newest_state(problem, stage, workdir, least=None):
+  """(step, TrainState) of the newest checkpoint of a stage in `workdir`, on all devices.
 
   Args:
-    steps: how many steps a finished stage has; None takes the config's.
-
+    least: steps that must be done; None takes the config's, a finished stage.
   Raises:
-    TrainingError: there is no checkpoint, or training is not finished.
+    TrainingError: there is no checkpoint, or fewer steps are done.
   """
-  steps = steps or problem.config[stage].steps
+  least = problem.config[stage].steps if least is None else least
   checkpoints = Checkpoints(Path(workdir) / stage)
   try:
     found = checkpoints.restore(abstract_checkpoint(problem, stage, sharding.make_mesh()))
   finally:
     checkpoints.close()
   step = found[0] if found else 0
-  if step < steps:
+  if step < least:
     mode = {"teacher": "pretrain", "student": "binarize"}[stage]
     raise TrainingError(
-        f"{Path(workdir) / stage} holds no finished {stage} (step {step} of {steps}); run --mode={mode} first"
+        f"{Path(workdir) / stage} holds no finished {stage} (step {step} of {least}); run --mode={mode} first"
     )
-  return found[1]["state"].ema
+  return step, found[1]["state"]
+
+
+def restore_ema(problem, stage, workdir, steps=None):
+  """The averaged variables of a finished stage in `workdir`; steps and errors as `least` in `newest_state`."""
+  return newest_state(problem, stage, workdir, steps)[1].ema
 
 
 def _projection_shapes(problem):

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
+from binarydm_jax.diffusion import SAMPLERS, SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
 from binarydm_jax.distill import PROJECTIONS
 from binarydm_jax.evaluation import features
-from binarydm_jax.evaluation.sampling import SAMPLERS
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
 from binarydm_jax.models.unet import REMAT
@@ -24,6 +23,8 @@ CHOICES = {
   "quant.edges": ("float", "8bit"),
   "quant.progressive": ("method", "none", "blocks", "levels"),
   "distill.projection": ("method", *PROJECTIONS, "off"),
+  "export.remainder": ("float32", "bfloat16"),
+  "sample.backend": ("auto", "xla", "cpu", "float"),
   "sample.sampler": tuple(SAMPLERS),
   "sample.spacing": SPACINGS,
   "evaluation.feature_network": features.NAMES,

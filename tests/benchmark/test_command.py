@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from binarydm_jax.benchmark import forward, torch_process, train
+from binarydm_jax.benchmark import deploy, forward, torch_process, train
 from binarydm_jax.training.problem import build
 from tests import tiny
 
@@ -56,9 +56,26 @@ def test_without_pytorch(problem, monkeypatch):
   assert train.why_alone(problem) == "PyTorch is not installed (requirements-dev.txt has it)"
 
 
+def test_deploy(problem, tmp_path, monkeypatch):
+  """Every row there is: sizes that belong together, times of every program, agreement with the student, a plot."""
+  monkeypatch.setattr(deploy, "SHAPES", 2)
+  rows = list(deploy.run(problem, 1))
+  by_name = {row["row"]: row for row in rows}
+  assert [row["row"] for row in rows[:1]] == ["machine"] and set(by_name) >= {"layer", "file", "model", "agreement"}
+  layer, file, model = by_name["layer"], by_name["file"], by_name["model"]
+  assert layer["xla_float32_ms"] > 0 and layer["xla_int8_ms"] > 0 and layer["macs"] > 0
+  assert file["file_bytes"] == file["payload_bytes"] + file["header_bytes"]
+  assert file["resident_xla_bytes"] == file["payload_bytes"] < file["float32_bytes"] / 4
+  assert model["xla_float32_seconds"] > 0 and model["packed_xla_seconds"] > 0
+  assert "torch_float32_seconds" in model and "torch_nchw_ms" in layer
+  assert all(row["relative_error"] < 1e-3 for row in rows if row["row"] == "agreement")
+  deploy.plot(rows, tmp_path / "out.png")
+  assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_command_line_names_what_there_is():
   """One line for a measurement that there is not."""
   command = [sys.executable, "-m", "binarydm_jax.benchmark", "sing", "--config=configs/digits.py"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode != 0 and "say what to measure: forward or train" in done.stderr
+  assert done.returncode != 0 and "say what to measure: forward or train or deploy" in done.stderr
   assert "Traceback" not in done.stderr

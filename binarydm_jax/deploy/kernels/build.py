@@ -1,0 +1,122 @@
+"""Compiles the kernels with the system's compiler, once for each version of sources, flags and compiler."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+SOURCES = Path(__file__).parent / "src"
+# Products and sums are rounded one by one on every path, so that all give the same bits.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-Wall", "-Wextra")
+_AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+# What a file is allowed to use; the rest runs on every processor of its kind. Where a file's instructions are not
+# allowed, it compiles to "no such path".
+EXTRA_FLAGS = {
+  "x86_64": {"avx2.cc": "-mavx2", "avx512vnni.cc": _AVX512, "avx512popcount.cc": f"{_AVX512} -mavx512vpopcntdq"},
+  "aarch64": {"neon.cc": "-march=armv8.2-a+dotprod"},
+}
+_MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
+
+
+class BuildError(RuntimeError):
+  """Why there is no library, in one line."""
+
+
+def compiler():
+  """The C++ compiler's path: $CXX, or the system's. Raises BuildError."""
+  asked = os.environ.get("CXX")
+  for name in [asked] if asked else ["c++", "g++", "clang++"]:
+    path = shutil.which(name)
+    if path:
+      return path
+  raise BuildError(f"no C++ compiler ({f'CXX={asked} was not found' if asked else 'install g++ or clang++'})")
+
+
+def machine():
+  """x86_64 or aarch64. Raises BuildError for other processors."""
+  name = platform.machine()
+  if name.lower() not in _MACHINES:
+    raise BuildError(f"no kernels for the processor {name or 'unknown'}")
+  return _MACHINES[name.lower()]
+
+
+def commands(cxx, target, sources, include, folder, flags=()):
+  """[(command, object file)] that compile `sources`, paths of .cc files, into `folder`."""
+  extra = EXTRA_FLAGS[target]
+  made = []
+  for source in sources:
+    out = Path(folder) / f"{source.stem}.o"
+    made.append(([cxx, *FLAGS, *flags, *extra.get(source.name, "").split(), f"-isystem{include}", "-c", str(source),
+                  "-o", str(out)], out))  # fmt: skip
+  return made
+
+
+def run(command):
+  """Runs a command. Raises BuildError with the first error that it prints."""
+  try:
+    done = subprocess.run(command, capture_output=True, text=True)
+  except OSError as error:
+    raise BuildError(f"{command[0]} does not run: {error}") from error
+  if done.returncode:
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    line = next((line for line in lines if "error" in line), lines[0] if lines else f"exit code {done.returncode}")
+    raise BuildError(f"{Path(command[0]).name} failed: {line.strip()}")
+  return done.stdout
+
+
+def cache_folder():
+  """$XDG_CACHE_HOME/binarydm_jax/kernels, by default under ~/.cache."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binarydm_jax" / "kernels"
+
+
+def library():
+  """The path of the shared library, compiled now if this version was not yet. Raises BuildError.
+
+  It appears under its name when it is whole; two processes that build it at once do the same work, and either's file
+  is good.
+  """
+  target, cxx, include = machine(), compiler(), jax.ffi.include_dir()
+  files = sorted(SOURCES.iterdir())
+  digest = hashlib.sha256()
+  for part in (jax.__version__, include, target, cxx, run([cxx, "--version"]), repr((FLAGS, EXTRA_FLAGS[target]))):
+    digest.update(part.encode() + b"\0")
+  for file in files:
+    digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+  path = cache_folder() / f"kernels-{digest.hexdigest()[:32]}.so"
+  if path.exists():
+    return path
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+      objects = commands(cxx, target, [f for f in files if f.suffix == ".cc"], include, folder)
+      with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, [command for command, _ in objects]))
+      whole = Path(folder) / path.name
+      run([cxx, "-shared", "-pthread", *(str(out) for _, out in objects), "-o", str(whole)])
+      os.replace(whole, path)
+  except OSError as error:
+    raise BuildError(f"cannot write the kernels' cache: {error}") from error
+  return path
+
+
+def load():
+  """The shared library as ctypes sees it, types declared. Raises BuildError."""
+  path = library()
+  try:
+    loaded = ctypes.CDLL(str(path))
+  except OSError as error:
+    raise BuildError(f"{path} does not load: {error}; remove it to build it again") from error
+  shape = ctypes.POINTER(ctypes.c_int)
+  loaded.binarydm_paths.restype = ctypes.c_char_p
+  loaded.binarydm_packed_bytes.argtypes = [ctypes.c_char_p, shape]
+  loaded.binarydm_packed_bytes.restype = ctypes.c_size_t
+  loaded.binarydm_pack.argtypes = [ctypes.c_char_p, shape, ctypes.c_void_p, ctypes.c_void_p]
+  loaded.binarydm_pack.restype = None
+  return loaded

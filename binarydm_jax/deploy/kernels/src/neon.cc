@@ -1,0 +1,4 @@
+#include "scheme.h"
+namespace binarydm {
+const Path* neon_path() { return nullptr; }
+}
