@@ -10,8 +10,15 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 
 
-def set_up_jax():
-  """The persistent compilation cache: a second run starts at once."""
+def set_up_jax(deterministic=False):
+  """The persistent compilation cache: a second run starts at once.
+
+  Args:
+    deterministic: asks XLA for programs that give the same bits at every run on a GPU too.
+  """
+  if deterministic:
+    # Read when jax makes its first backend.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
   import jax
 
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax import diagnostic_plots, plots, report
+from binarydm_jax import diagnostic_plots, plots, preemption, report
 from binarydm_jax.data import read_all
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.cost import nominal_bits
@@ -25,6 +25,7 @@ from binarydm_jax.evaluation.samples import evaluate_samples
 from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.networks import packed_network, stream_samples, trained_network
 from binarydm_jax.training import feed
+from binarydm_jax.training.guards import run_goodput
 
 REFERENCE = "reference.npz"
 
@@ -39,15 +40,19 @@ def get_reference(problem, workdir, network):
   """
   fields = problem.config.evaluation
   with tqdm(desc=f"reference by {network.name}", unit="img", disable=jax.process_index() != 0) as bar:
+    def progress(count):
+      bar.update(count)
+      preemption.check()
+
     if fields.reference:
       protocol = adm_reference.protocol_of(fields.reference, network)
       measure = lambda: adm_reference.compute(fields.reference, network, batch_size=fields.batch_size,
-                                              progress=bar.update)
+                                              progress=progress)
     else:
       count = fields.reference_images or None
       protocol = reference_lib.protocol_of(network, problem.train_data, count)
       measure = lambda: reference_lib.compute(network, problem.train_data, count, batch_size=fields.batch_size,
-                                              progress=bar.update)
+                                              progress=progress)
     return reference_lib.cached(Path(workdir) / REFERENCE, protocol, measure, recompute=True)
 
 
@@ -94,10 +99,12 @@ def evaluate(problem, workdir, path, costs):
     images, speed = stream_samples(
         network, workdir, name, config.sample, config.evaluation.num_samples, config.first_stage.batch_size
     )
+    preemption.check()
     loss, by_timestep[name] = heldout_loss(
         network.model, network.variables, network.gates, test_inputs, test_labels, problem.schedule,
         config.diffusion.target, config.evaluation.timesteps_per_image, config.evaluation.batch_size,
     )
+    preemption.check()
     measured = {"fid": None, "feature_network": None, "num_samples": len(images)}
     if feature_network:
       batches = np.array_split(images, -(-len(images) // config.evaluation.batch_size))
@@ -162,23 +169,41 @@ def write_report(problem, workdir):
   grids = {"real": read_all(problem.test_data, 64)[0]}
   for name in ("teacher", "student"):
     grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
+  curves = plots.read_curves(workdir / "metrics.jsonl")
   lists = {"The packed file": results["packed"]}
   if measured := report.metrics_list(results["models"]):
     lists = {"All metrics": measured, **lists}
   if results["reference"]:
     hidden = ("fid", "what", "version", "network", "sha256")
     lists["The real images"] = {name: value for name, value in results["reference"].items() if name not in hidden}
+  if run := training_time(workdir, curves):
+    lists["Training"] = run
   captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
   pictures = {captions[name]: images[:49] for name, images in grids.items()}
   plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
-  curves = plots.read_curves(workdir / "metrics.jsonl")
   recorded = diagnostic_plots.read_rows(workdir / "diagnostics.jsonl")
   report.write_report(workdir / "report.html", results, curves, grids, lists, recorded)
 
 
+def training_time(workdir, curves):
+  """What the report says of how training went: goodput over all sessions, waiting for data, steps and examples left."""
+  spent = run_goodput(workdir)
+  if spent is None:
+    return {}
+  found = {"Goodput": "{goodput:.0%} of {seconds:,.0f} seconds in {sessions} sessions were steps".format(**spent)}
+  names = (("data_wait", "Waiting for data", "mean"), ("skipped_steps", "Steps without a finite loss, skipped", "max"),
+           ("replaced_examples", "Examples that could not be read, replaced", "max"))  # fmt: skip
+  for name, label, how in names:
+    values = {stage: getattr(series[name][1], how)() for stage, series in curves.items() if name in series}
+    form = "{}: {:.1%}" if how == "mean" else "{}: {:.0f}"
+    found[label] = ", ".join(form.format(stage, value) for stage, value in values.items())
+  return found
+
+
 def config_digest(config):
   """SHA-256 of what a results.json depends on."""
-  fields = {name: value for name, value in config.to_dict().items() if name not in ("log", "checkpoint")}
+  free = ("log", "checkpoint", "mesh", "guard")
+  fields = {name: value for name, value in config.to_dict().items() if name not in free}
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,8 @@ def write_atomically(path, data):
   """Writes bytes beside `path` and renames, so that a reader (or a killed run) never meets half a file."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+  # Random: processes of several hosts may write it at once, and have the same number.
+  temporary = path.with_name(f".{path.name}.tmp{os.urandom(6).hex()}")
   try:
     temporary.write_bytes(data)
     os.replace(temporary, path)

@@ -2,7 +2,8 @@
 
 Modes: all (teacher if none is given, binarize, export, evaluate, report), pretrain, encode (latents of the training
 images to disk), binarize, sample, evaluate, export, info. Run again in the same workdir, each continues where it
-stopped. Errors are one line; BINARYDM_TRACEBACK=1 shows where they come from.
+stopped. Several processes: see binarydm_jax/distributed.py. Exit codes: 0 done; 1 an error, said in one line
+(BINARYDM_TRACEBACK=1 shows where it comes from); 75 stopped by SIGTERM or SIGINT with all saved, run it again.
 """
 
 import os
@@ -10,7 +11,9 @@ import sys
 
 from absl import app, flags
 
+from binarydm_jax import distributed, preemption
 from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
+from binarydm_jax.errors import RunError
 
 MODES = ("all", "pretrain", "encode", "binarize", "sample", "evaluate", "export", "info")
 
@@ -19,7 +22,17 @@ _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
 
 
 def run(config, workdir, mode):
-  """Checks everything, then dispatches; raises ValueError or TrainingError with one line for the user."""
+  """Checks everything, then dispatches; raises ValueError, OSError or RunError with one line for the user."""
+  from binarydm_jax import run_lock
+
+  if mode == "info":
+    _run(config, workdir, mode)
+    return
+  with run_lock.hold(workdir):
+    _run(config, workdir, mode)
+
+
+def _run(config, workdir, mode):
   from binarydm_jax import modes
   from binarydm_jax.training.problem import build
   from binarydm_jax.training.validation import check_config
@@ -28,7 +41,6 @@ def run(config, workdir, mode):
   if mode == "sample":
     # A packed file needs no data and no lock; a trained network needs both.
     check_config(config)
-    os.makedirs(workdir, exist_ok=True)
 
     def make_problem():
       check_teacher(config)
@@ -56,12 +68,16 @@ def run(config, workdir, mode):
 def main(argv):
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; options begin with --")
-  set_up_jax()
-  from binarydm_jax.training.loop import TrainingError
-
+  preemption.install()
   try:
+    set_up_jax(CONFIG.value.compute.deterministic)
+    if distributed.initialize():
+      preemption.share()
     run(CONFIG.value, _WORKDIR.value, _MODE.value)
-  except (ValueError, OSError, TrainingError) as error:
+  except preemption.Preempted:
+    print(f"{_WORKDIR.value}: stopped by a signal, all is saved; the same command goes on", file=sys.stderr)
+    sys.exit(preemption.EXIT_CODE)
+  except (ValueError, OSError, RunError) as error:
     if os.environ.get("BINARYDM_TRACEBACK"):
       raise
     sys.exit(f"error: {error}")

@@ -1,15 +1,31 @@
-"""The device mesh: the batch is split over `data`, everything else is replicated."""
+"""The device mesh: the batch is split over both of its axes; what is trained may be split over `fsdp`."""
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
 
 
-def make_mesh(devices=None):
-  """A one-axis mesh "data" over all devices, of all hosts."""
-  devices = jax.devices() if devices is None else devices
+def make_mesh(devices=None, fsdp=1):
+  """A mesh of axes "data" and "fsdp" over all devices, of all hosts.
+
+  Devices stand in the order of their processes, so that each process holds consecutive rows of a batch, and the devices
+  that share one copy of the parameters are neighbours.
+
+  Args:
+    devices: None takes all.
+    fsdp: devices that share one copy of the parameters.
+  Raises:
+    ValueError: the devices cannot be shared out so.
+  """
+  devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
+  if len(devices) % fsdp:
+    raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices")
+  grid = np.array(devices).reshape(-1, fsdp)
   # Auto axes: with explicit ones a reduction over a sharded batch raises a sharding type error.
-  return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh):
@@ -18,9 +34,32 @@ def replicated(mesh):
 
 def over_batch(mesh):
   """Sharding of the first axis over all devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def put(tree, shardings):
+  """A tree of arrays, equal in every process -> global arrays with a tree of shardings (or one for all)."""
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+
+  def put_one(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(put_one, tree, shardings)
+
+
+def gather(tree, mesh):
+  """A tree of global arrays, however they are split -> the same on every device."""
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def wait_for_all(what):
+  """Until all processes are here; `what` names the place in errors."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
 
 
 def put_replicated(tree, mesh):
   """A tree of arrays, equal in every process -> global arrays on every device."""
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree)
+  return put(tree, replicated(mesh))

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import evaluate, report
+from binarydm_jax import evaluate, preemption, report
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
-from binarydm_jax.deploy import packed
+from binarydm_jax.deploy import load, packed, stablehlo
+from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.files import write_atomically
+from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
+from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
 
 PACKED = "model.safetensors"
@@ -43,8 +46,7 @@ def pretrain(problem, workdir):
 
 def binarize(problem, workdir):
   """Trains the student from the finished teacher."""
-  if not stages.is_finished(problem, "student", workdir):
-    stages.binarize(problem, workdir, teacher_variables(problem, workdir)["params"])
+  stages.binarize(problem, workdir, lambda: teacher_variables(problem, workdir)["params"])
 
 
 def encode(problem, workdir):
@@ -70,7 +72,7 @@ def encode(problem, workdir):
   remaining = writer.remaining()
   total = sum(map(len, remaining))
   with tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
-    for examples in remaining:
+    for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
         for start in range(examples.start, examples.stop, fields.batch_size):
           rows = [data[i] for i in range(start, min(start + fields.batch_size, examples.stop))]
@@ -79,8 +81,7 @@ def encode(problem, workdir):
           mirror = first_stage.moments(images[:, :, ::-1], fields.batch_size) if mirrored else None
           add(moments, np.stack([row["label"] for row in rows]), mirror)
           bar.update(len(rows))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("latents")
+  wait_for_all("latents")
   writer.finish()
   _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images")
 
@@ -88,17 +89,26 @@ def encode(problem, workdir):
 # --- cost and export --------------------------------------------------------------------------------------------------
 
 
+def _abstract_params(problem):
+  return jax.eval_shape(lambda *x: problem.teacher.init(jax.random.key(0), *x), *problem.inputs())["params"]
+
+
+def student_cost(problem, table=None):
+  """Cost of the student with a deployed rule table (None: that of the finished student), as it is exported."""
+  table = cost_lib.deployed_table(problem.table) if table is None else table
+  remainder_bytes = REMAINDERS[problem.config.export.remainder].itemsize
+  return cost_lib.model_cost(problem.layers, table, _abstract_params(problem), remainder_bytes)
+
+
 def costs(problem):
   """(cost of the teacher, cost of the finished student)."""
-  params = jax.eval_shape(lambda *x: problem.teacher.init(jax.random.key(0), *x), *problem.inputs())["params"]
-  floats = {layer.path: problem.table[layer.path].__class__() for layer in problem.layers}
-  table = cost_lib.deployed_table(problem.table)
-  return cost_lib.model_cost(problem.layers, floats, params), cost_lib.model_cost(problem.layers, table, params)
+  floats = {layer.path: LayerRule() for layer in problem.layers}
+  return cost_lib.model_cost(problem.layers, floats, _abstract_params(problem)), student_cost(problem)
 
 
 def info(problem, workdir):
   """Prints and writes info.json: size, operations and the table of layers, from abstract shapes."""
-  _, student = costs(problem)
+  student = student_cost(problem)
   _say(f"{'path':34} {'kernel':>18} {'resolution':>10} {'rule':>12} {'bits W/A':>9} {'bytes':>10} {'MACs':>12}")
   for row in student.layers:
     shape = "x".join(map(str, row["kernel_shape"])) or "-"
@@ -119,29 +129,50 @@ def info(problem, workdir):
 
 
 def export(problem, workdir):
-  """Writes the packed file of the finished student's averaged weights and checks its size against `cost`."""
-  variables = stages.restore_ema(problem, "student", workdir)
-  if jax.process_index():
-    return
-  diffusion = {name: problem.config.diffusion[name] for name in
-               ("schedule", "num_timesteps", "beta_start", "beta_end", "target")}
-  path = Path(workdir) / PACKED
+  """Writes the packed file of the student's averaged weights and checks its size against `cost`.
+
+  Raises:
+    TrainingError: training is not finished, and `export.force` is not set.
+  """
+  fields, steps = problem.config.export, problem.config.student.steps
+  step, state = stages.newest_state(problem, "student", workdir, least=1 if fields.force else steps)
   first_stage = feed.get_first_stage(problem, workdir)
+  if jax.process_index() == 0:
+    _export(problem, workdir, step, state.ema if fields.averaged else state.variables, first_stage)
+  wait_for_all("packed file")
+
+
+def _export(problem, workdir, step, variables, first_stage):
+  fields, steps = problem.config.export, problem.config.student.steps
+  gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
+  table = cost_lib.deployed_table(problem.table, gates is not None and bool(gates.second))
+  path = Path(workdir) / PACKED
   payload, header = packed.export(
       path,
       variables,
       problem.teacher,
-      cost_lib.deployed_table(problem.table),
+      table,
       problem.layers,
-      diffusion,
+      {name: problem.config.diffusion[name] for name in
+       ("schedule", "num_timesteps", "beta_start", "beta_end", "target")},
       problem.input_shape,
       first_stage=first_stage.describe() if first_stage else None,
+      remainder=fields.remainder,
       method=problem.config.method,
   )
-  counted = costs(problem)[1].packed_bytes
+  counted = student_cost(problem, table).packed_bytes
   if payload != counted:
     raise RuntimeError(f"{path} holds {payload} bytes of payload, and cost.py counts {counted}")
   _say(f"{path}: {payload:,} bytes of weights and {header:,} of description")
+  if step < steps:
+    _say(f"of an unfinished student, step {step} of {steps}: export.force")
+  if fields.stablehlo:
+    program, options = path.with_suffix(".stablehlo"), problem.config.sample
+    size = stablehlo.write_step(
+        load(path, "xla"), program, clip=options.clip, guidance=options.guidance,
+        dynamic_threshold=options.dynamic_threshold,
+    )
+    _say(f"{program}: {size:,} bytes, one step of DDIM")
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -159,7 +190,9 @@ def sample(config, workdir, make_problem):
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
   trained = which in ("teacher", "student")
-  network = trained_network(make_problem(), workdir, which) if trained else packed_network(which, config, workdir)
+  network = trained_network(make_problem(), workdir, which) if trained else packed_network(
+      which, config, workdir, config.sample.backend
+  )
   images, speed = stream_samples(
       network, workdir, network.name, config.sample, config.sample.num_images, config.first_stage.batch_size
   )
@@ -192,12 +225,12 @@ def _finished_results(config, workdir):
 
 def run_all(problem, workdir):
   """Teacher, student, packed file, evaluation, report: whatever of it is not done yet; prints the table."""
-  if not problem.config.teacher.checkpoint:
-    pretrain(problem, workdir)
-  binarize(problem, workdir)
   results = _finished_results(problem.config, Path(workdir))
   if results:
     _say(f"{workdir} is finished; this is its report")
     _print_results(results, workdir)
-  else:
-    run_evaluate(problem, workdir)
+    return
+  if not problem.config.teacher.checkpoint:
+    pretrain(problem, workdir)
+  binarize(problem, workdir)
+  run_evaluate(problem, workdir)

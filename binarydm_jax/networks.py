@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax import __version__, plots
-from binarydm_jax.deploy import packed
+from binarydm_jax import __version__, plots, preemption
+from binarydm_jax.deploy import load
+from binarydm_jax.diffusion import make_sampler
 from binarydm_jax.evaluation.sample_files import SampleWriter, open_samples
-from binarydm_jax.evaluation.sampling import make_draw, make_sampler, sampling_options, to_uint8
+from binarydm_jax.evaluation.sampling import make_draw, sampling_options, to_uint8
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import load_unet
-from binarydm_jax.mesh import make_mesh, put_replicated
+from binarydm_jax.mesh import make_mesh, put_replicated, wait_for_all
 from binarydm_jax.models import Autoencoder
 from binarydm_jax.training import feed, stages
 from binarydm_jax.training.problem import compute_dtype
@@ -85,35 +85,28 @@ def stream_samples(network, workdir, name, fields, count, decode_batch):
   """
   folder = Path(workdir) / "samples"
   writer = SampleWriter(folder, name, network.protocol(fields), count, jax.process_index(), jax.process_count())
-  _wait_for_all("protocol")
+  wait_for_all("samples: protocol")
   batch_size = min(fields.batch_size, count)
   remaining = writer.remaining(batch_size)
-  _wait_for_all("remaining")
-  if remaining:
-    draw = network.make_draw(fields, batch_size, decode_batch)
-    own = sum(size for _, size in remaining)
-    alone = jax.process_count() == 1
-    with tqdm(total=count if alone else own, initial=count - own if alone else 0, desc=f"samples of {network.name}",
-              unit="img", disable=jax.process_index() != 0) as bar:
-      for first, size in remaining:
-        start = time.perf_counter()
-        images = np.asarray(to_uint8(draw(first, size)))
-        writer.add(first, images, time.perf_counter() - start)
-        bar.update(size)
-  _wait_for_all("parts")
+  wait_for_all("samples: remaining")
+  draw = network.make_draw(fields, batch_size, decode_batch) if remaining else None
+  own = sum(size for _, size in remaining)
+  alone = jax.process_count() == 1
+  with tqdm(total=count if alone else own, initial=count - own if alone else 0, desc=f"samples of {network.name}",
+            unit="img", disable=jax.process_index() != 0 or not remaining) as bar:
+    for first, size in preemption.between(remaining):
+      start = time.perf_counter()
+      images = np.asarray(to_uint8(draw(first, size)))
+      writer.add(first, images, time.perf_counter() - start)
+      bar.update(size)
+  wait_for_all("samples: parts")
   classes = network.model.num_classes
   writer.finish(np.arange(count) % classes if classes else None)
-  _wait_for_all("finished")
+  wait_for_all("samples: finished")
   images = open_samples(writer.path)
   if jax.process_index() == 0:
     plots.save_png(folder / f"{name}.png", plots.image_grid(images[:64]))
   return images, writer.images_per_second
-
-
-def _wait_for_all(what):
-  """Until all processes are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"samples: {what}")
 
 
 def trained_network(problem, workdir, name):
@@ -126,9 +119,14 @@ def trained_network(problem, workdir, name):
   return Network(name, *parts, problem.schedule, problem.config.diffusion.target, problem.input_shape, first_stage)
 
 
-def packed_network(path, config, workdir):
-  """The student as it is shipped; the first stage of a latent model comes from the config's checkpoint."""
-  file = packed.load(path)
+def packed_network(path, config, workdir, backend="float"):
+  """The student as it is shipped; the first stage of a latent model comes from the config's checkpoint.
+
+  Args:
+    backend: see `deploy.load`. "float" computes what the trained student computes, up to the rounding of sums; the
+      integer ones differ from it where that rounding decides between two codes of an activation.
+  """
+  file = load(path, backend)
   first_stage = None
   if file.first_stage:
     fields = dict(file.first_stage)

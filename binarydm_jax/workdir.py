@@ -11,7 +11,10 @@ from binarydm_jax.files import write_atomically
 
 LOCKED = ("seed", "method", "data", "model", "first_stage", "diffusion", "quant", "distill", "teacher", "student")
 # Where things are kept and how many are made at once changes nothing; what is in the files is locked by `lock_inputs`.
-FREE = ("first_stage.cache", "first_stage.batch_size", "first_stage.checkpoint", "teacher.checkpoint")
+FREE = (
+  "data.prefetch", "data.skip_unreadable", "data.threads", "data.workers", "first_stage.batch_size",
+  "first_stage.cache", "first_stage.checkpoint", "teacher.checkpoint",
+)  # fmt: skip
 INPUTS = "inputs.json"
 
 
@@ -126,5 +129,5 @@ def lock_config(config, workdir, write=True):
         raise ValueError(
             f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"
         )
-  if write:
+  if write and jax.process_index() == 0:
     write_atomically(path, (json.dumps(new, indent=2) + "\n").encode())

@@ -43,7 +43,11 @@ def get_config():
           holdout=0.1,  # part held out of folders, npz files and tfds sets without a test split
           data_dir="",  # tfds only; empty: TFDS's own default
           flip=False,  # random horizontal flips
-          skip_unreadable=False,  # leave out images that cannot be read instead of stopping
+          # What cannot be read stops the run; True: the next example takes its place, with a warning, and is counted.
+          skip_unreadable=False,
+          threads=2,  # that read and decode, in each of the workers if there are any
+          workers=0,  # processes that read and decode; each takes seconds to start and memory
+          prefetch=4,  # batches kept ready
       )
   )
   config.model = ConfigDict(
@@ -125,7 +129,25 @@ def get_config():
   config.compute = ConfigDict(
       dict(
           dtype="float32",  # float32 | bfloat16: of activations and products; weights, scales, norms stay float32
-          remat=False,  # computes blocks again for their gradients: less memory, more time
+          # Computed again for the gradient instead of being kept, for less memory: none | products (norms, activations
+          # and quantizers; results of convolutions and matrix products are kept) | blocks (all but the blocks' inputs).
+          remat="none",
+          accumulate=1,  # parts of a device's share of the batch, one after the other: the same step in less memory
+          deterministic=False,  # GPU: bit for bit the same at every run, slower; CPU and TPU are so anyway
+      )
+  )
+  # Over which devices work is shared; changes nothing but speed and memory.
+  config.mesh = ConfigDict(
+      dict(
+          data=0,  # copies of the parameters; 0: as many as there are devices for. The batch is split over all devices
+          fsdp=1,  # devices that share one copy of parameters, averages and optimizer state
+          min_size=65_536,  # elements from which on a parameter is split over fsdp
+      )
+  )
+  config.guard = ConfigDict(
+      dict(
+          non_finite="stop",  # a loss or gradient that is not finite: stop | skip (leave the update out and count it)
+          divergence=5.0,  # a loss so many times its running median is reported; 0: never
       )
   )
   config.log = ConfigDict(
@@ -137,9 +159,18 @@ def get_config():
       )
   )
   config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # `every` is a multiple of log.every
+  config.export = ConfigDict(
+      dict(
+          remainder="float32",  # float32 | bfloat16: of what is not quantized (8 bits: quant.edges, which are trained)
+          stablehlo=False,  # also a StableHLO program of one sampling step, by the fields of `sample`
+          averaged=True,  # the averaged weights, those that are evaluated; False: those of the last step
+          force=False,  # also of a student whose training is not finished; a second basis that still lives is kept
+      )
+  )
   config.sample = ConfigDict(
       dict(
           model="",  # a packed file, or teacher | student; empty: the workdir's packed file
+          backend="auto",  # of a packed file: auto | xla | cpu (native kernel) | float (kernels dequantized)
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
           eta=0.0,  # ddim: 0 deterministic .. 1

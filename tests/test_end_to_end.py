@@ -2,11 +2,6 @@
 
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,13 +13,13 @@ from binarydm_jax.deploy import load
 from binarydm_jax.deploy.packed import file_sizes
 from binarydm_jax.evaluation.sampling import to_uint8
 from binarydm_jax.networks import packed_network, trained_network
-from binarydm_jax.training import loop, sharding, stages
+from binarydm_jax.training import loop
 from binarydm_jax.training.checkpoint import Checkpoints
 from binarydm_jax.training.problem import build
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
-STUDENT_STEPS, SAVED = 40, 10  # enough for a kill to hit the middle; few checkpoints: each is slower than 20 steps
+STUDENT_STEPS, SAVED = 20, 10  # few checkpoints: each is slower than 20 steps
 
 
 def get_config(**flat):
@@ -125,7 +120,8 @@ def test_second_run_trains_nothing_and_reports(run, capsys):
   """Run again, the finished job prints its table; checkpoints and logs stay as they are."""
   config, workdir = run
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.name != "config.json"}
-  before.pop(workdir / "model.safetensors")
+  for name in ("model.safetensors", ".lock"):
+    before.pop(workdir / name)
   main.run(config, str(workdir), "all")
   assert "is finished" in capsys.readouterr().out
   after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p in before}
@@ -196,48 +192,6 @@ def test_the_host_waits_at_log_steps_only(tmp_path, monkeypatch):
   main.run(config, str(tmp_path), "pretrain")
   assert len(calls) == 2
   assert [path.name for path in (tmp_path / "samples").iterdir()] == ["teacher_0000006.png"]
-
-
-CHILD = """
-import sys
-from binarydm_jax import main
-from tests.test_end_to_end import get_config
-main.set_up_jax()
-main.run(get_config(), sys.argv[1], "binarize")
-"""
-
-
-def test_killed_and_resumed_equals_uninterrupted(run, tmp_path):
-  """SIGKILL in the middle of the student's training, resumed by another process: parameters, scales, EMA, optimizer,
-  every logged loss and the rows of diagnostics are bit for bit those of a run that nobody killed."""
-  config, whole = run
-  # As if killed right after the teacher.
-  shutil.copytree(whole / "teacher", tmp_path / "teacher")
-  shutil.copy(whole / "config.json", tmp_path)
-  teacher_lines = [json.dumps(line) + "\n" for line in records(whole, "teacher")]
-  (tmp_path / "metrics.jsonl").write_text("".join(teacher_lines))
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, env=environment,
-                           stderr=subprocess.DEVNULL)
-  deadline = time.time() + 300
-  # After a checkpoint (its folder appears when it is complete) and log lines that it does not have.
-  while not (tmp_path / "student" / str(SAVED)).exists() or len(records(tmp_path, "student")) < SAVED // 2 + 1:
-    assert time.time() < deadline and child.poll() is None
-    time.sleep(0.02)
-  child.send_signal(signal.SIGKILL)
-  child.wait()
-  stopped_at = Checkpoints(tmp_path / "student").latest_step()
-  assert SAVED <= stopped_at < STUDENT_STEPS
-  main.run(config, str(tmp_path), "binarize")
-  like = stages.abstract_checkpoint(build(config), "student", sharding.make_mesh())
-  a, b = (Checkpoints(folder / "student").restore(like) for folder in (whole, tmp_path))
-  leaves = jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b))
-  assert len(leaves) > 100 and all(leaves)
-  untimed = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in records(folder, "student")]
-             for folder in (whole, tmp_path)]
-  texts = [(folder / "diagnostics.jsonl").read_text() for folder in (whole, tmp_path)]
-  assert texts[0] == texts[1] and texts[0].count("\n") == STUDENT_STEPS // SAVED + 1
-  assert untimed[0] == untimed[1] and len(untimed[0]) == STUDENT_STEPS // 2
 
 
 def test_load_needs_only_the_file(run):

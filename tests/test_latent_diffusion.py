@@ -10,7 +10,7 @@ import torch
 
 from binarydm_jax import main
 from binarydm_jax.data import open_latents
-from binarydm_jax.deploy import packed
+from binarydm_jax.deploy import load
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import autoencoder_entries, load_autoencoder, restore, unet_entries
 from binarydm_jax.training import feed
@@ -183,7 +183,7 @@ def test_results_are_images(run):
     samples = np.load(workdir / "samples" / f"{row['name']}.npz")["arr_0"]
     assert samples.shape == (6, 8, 8, 1) and samples.dtype == np.uint8
     assert row["guidance"] == 2.0 and np.isfinite(row["heldout_loss"])
-  file = packed.load(workdir / "model.safetensors")
+  file = load(workdir / "model.safetensors")
   assert file.input_shape == (4, 4, 2) and file.model.null_class and file.model.context_dim == 6
   assert file.first_stage["kind"] == "kl"
   assert file.first_stage["scale_factor"] == kept_factor(workdir)

@@ -4,12 +4,27 @@ import os
 from concurrent import futures
 
 import numpy as np
-from absl import logging
 from PIL import Image, ImageOps
 
 
 class DataError(ValueError):
   """The data asked for cannot be had; the message is one line that names the field and the mend."""
+
+
+class Unreadable(DataError):
+  """One example cannot be read, the others may be fine; `args` are the fault and the mend."""
+
+  def __init__(self, fault: str, mend: str):
+    # Both are arguments, so that the error survives its way out of a worker process.
+    super().__init__(fault, mend)
+
+  def __str__(self) -> str:
+    return "{}; {}, or set data.skip_unreadable=True to let the next example take its place".format(*self.args)
+
+
+def one_line(error: Exception) -> str:
+  """What an error of another library says, as a part of a line."""
+  return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def find_images(root: str) -> list[tuple[str, ...]]:
@@ -28,41 +43,30 @@ def find_images(root: str) -> list[tuple[str, ...]]:
   return sorted(names)
 
 
-def readable_images(root: str, names: list[tuple[str, ...]], skip_unreadable: bool) -> list[tuple[str, ...]]:
-  """The `names` whose files are images: headers are read, or, to leave out what is unreadable, every pixel.
+def check_headers(root: str, names: list[tuple[str, ...]]) -> None:
+  """Reads the header of every image. Raises Unreadable for the first that has none."""
 
-  Raises DataError for the first unreadable file, with `skip_unreadable` only if there is no other; else it warns once.
-  """
-  check = _check_pixels if skip_unreadable else _check_header
-
-  def fault(name: tuple[str, ...]) -> DataError | None:
+  def fault(name: tuple[str, ...]) -> Unreadable | None:
+    path = os.path.join(root, *name)
     try:
-      check(os.path.join(root, *name))
-    except DataError as error:
-      return error
-    return None
+      with Image.open(path):
+        return None
+    except Exception as error:  # Pillow's readers raise many kinds: OSError, SyntaxError, struct.error, ...
+      return _unreadable(path, error)
 
   with futures.ThreadPoolExecutor() as pool:
-    faults = list(pool.map(fault, names))
-  bad = [(name, error) for name, error in zip(names, faults) if error]
-  if not bad:
-    return names
-  if not skip_unreadable:
-    raise bad[0][1]
-  first = os.path.join(root, *bad[0][0])
-  if len(bad) == len(names):
-    raise DataError(
-      f"data.source: none of the {len(bad)} images in {root!r} can be read, the first is {first!r}; replace them"
-    )
-  logging.warning("data.skip_unreadable: left out %d of %d images, the first is %r", len(bad), len(names), first)
-  return [name for name, error in zip(names, faults) if not error]
+    first = next(filter(None, pool.map(fault, names)), None)
+  if first:
+    raise first
 
 
 def read_image(path: str, image_size: int, channels: int) -> np.ndarray:
-  """Decodes one file to uint8 [image_size, image_size, channels]. Raises DataError naming an unreadable file."""
+  """Decodes one file to uint8 [image_size, image_size, channels]. Raises Unreadable, naming the file."""
   try:
     with Image.open(path) as image:
       return to_square(image, image_size, channels)
+  except MemoryError:
+    raise
   except Exception as error:
     raise _unreadable(path, error) from error
 
@@ -106,29 +110,5 @@ def _is_image_name(name: str) -> bool:
   return image_format in Image.OPEN and not name.startswith(".")
 
 
-def _check_header(path: str) -> None:
-  """Reads the header only. Raises DataError if `path` is no image."""
-  try:
-    with Image.open(path):
-      pass
-  except Exception as error:  # Pillow's readers raise many kinds: OSError, SyntaxError, struct.error, ...
-    raise _unreadable(path, error) from error
-
-
-def _check_pixels(path: str) -> None:
-  """Checksums, then a full decode. Raises DataError if anything is broken or cut short."""
-  try:
-    with Image.open(path) as image:
-      image.verify()
-    with Image.open(path) as image:  # `verify` leaves the file unusable, so it is opened again.
-      convert(image, 1)
-  except Exception as error:
-    raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: Exception) -> DataError:
-  reason = " ".join(str(error).split()) or type(error).__name__
-  return DataError(
-    f"data.source: cannot read the image {path!r} ({reason}); repair or remove it, or set data.skip_unreadable=True to "
-    "leave out such files"
-  )
+def _unreadable(path: str, error: Exception) -> Unreadable:
+  return Unreadable(f"cannot read the image {path!r} ({one_line(error)})", "repair or remove it")

@@ -17,54 +17,51 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from binarydm_jax.data.images import DataError
+from binarydm_jax.data.examples import Examples
+from binarydm_jax.data.images import DataError, Unreadable, one_line
 from binarydm_jax.data.latent_layout import Layout, as_json, difference, read_layout
 
 DESCRIPTOR = "latents.json"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-class Latents:
+class Latents(Examples):
   """A complete cache: `latents[i]` is {"moments": float32 [h, w, c], "label": np.int32}, 0 <= i < len(latents).
 
-  Safe to read from several threads. Made by `open_latents`.
+  Made by `open_latents`. `Examples` says what happens to an example that cannot be read, and has further attributes.
 
   Attributes:
-    name: what was opened, for logs.
     shape: h, w, c of the moments.
-    num_classes: number of labels, 0 if the data has none (every label is then 0).
     mirrored: whether there are records of the mirror images.
     about: what the latents were made from.
   """
 
-  def __init__(self, path: str, layout: Layout, readers: list[ArrayRecordReader]):
-    self.name = f"latents in {path!r}"
+  def __init__(self, path: str, layout: Layout, readers: list[ArrayRecordReader], skip_unreadable: bool = False):
+    super().__init__(f"latents in {path!r}", layout.num_classes, skip_unreadable)
     self.shape = layout.shape
-    self.num_classes = layout.num_classes
     self.mirrored = layout.mirrored
     self.about = layout.about
+    self._path = path
     self._layout = layout
     self._readers = readers
+
+  def __reduce__(self):
+    # Readers cannot be sent to a worker process, which opens the files for itself.
+    return open_latents, (self._path, None, self.skip_unreadable)
 
   def __len__(self) -> int:
     return self._layout.num_examples
 
-  def __getitem__(self, i: int) -> dict[str, np.ndarray | np.int32]:
-    return self.read(i)
-
-  def read(self, i: int, mirror: bool = False) -> dict[str, np.ndarray | np.int32]:
-    """Example i, or the one of its mirror image. Raises DataError if its record is damaged, or there is none."""
-    if not 0 <= i < len(self):
-      raise IndexError(f"there is no example {i} in the {len(self)} {self.name}")
+  def _load(self, i: int, mirror: bool) -> dict[str, np.ndarray | np.int32]:
     if mirror and not self.mirrored:
       raise DataError(f"the {self.name} have no mirror images; `mirrored` says so")
     shard, record = self._layout.locate(i, mirror)
     try:
       moments, label = self._layout.parse(self._readers[shard].read([record])[0])
     except (RuntimeError, ValueError) as error:
-      raise DataError(
-        f"record {record} of {self._layout.shard_name(shard)} of the {self.name} is damaged "
-        f"({' '.join(str(error).split())[:160]}); remove that file and run --mode=encode to make it again"
+      raise Unreadable(
+        f"record {record} of {self._layout.shard_name(shard)} is damaged ({one_line(error)})",
+        "remove that file and run --mode=encode to make it again",
       ) from error
     return {"moments": moments, "label": label}
 
@@ -77,12 +74,14 @@ class Latents:
     return f"Latents({self.name!r}, {len(self)} examples, {self.num_classes} classes)"
 
 
-def open_latents(path: str, about: dict[str, Any] | None = None) -> Latents:
+def open_latents(path: str, about: dict[str, Any] | None = None, skip_unreadable: bool = False) -> Latents:
   """Opens the complete cache in the folder `path` and checks that every shard is there and whole.
 
   Args:
     path: the folder.
     about: what the latents should have been made from; None takes any.
+    skip_unreadable: a damaged record is replaced by the one of the next example (see `Examples`); shards that are cut
+      short or missing remain an error.
 
   Raises:
     DataError: a ValueError of one line that names the folder and the mend; if `about` differs, the first field that
@@ -99,14 +98,17 @@ def open_latents(path: str, about: dict[str, Any] | None = None) -> Latents:
     check_same(path, as_json(about), layout.about)
 
   def open_one(shard: int) -> ArrayRecordReader:
-    return open_shard(os.path.join(path, layout.shard_name(shard)), layout, shard)
+    return open_shard(os.path.join(path, layout.shard_name(shard)), layout, shard, skip_unreadable)
 
   with futures.ThreadPoolExecutor() as pool:
-    return Latents(path, layout, list(pool.map(open_one, range(layout.num_shards))))
+    return Latents(path, layout, list(pool.map(open_one, range(layout.num_shards))), skip_unreadable)
 
 
-def open_shard(file: str, layout: Layout, shard: int) -> ArrayRecordReader:
-  """A reader of the whole shard. Raises DataError if it is not there or not as the layout has it."""
+def open_shard(file: str, layout: Layout, shard: int, skip_unreadable: bool = False) -> ArrayRecordReader:
+  """A reader of the whole shard. Raises DataError if it is not there or not as the layout has it.
+
+  The first record is read as a sample; with `skip_unreadable` it may be damaged, but not of another size.
+  """
   mend = "run --mode=encode, which makes what is missing"
   if not os.path.isfile(file):
     raise DataError(f"there is no {file!r}; {mend}")
@@ -120,7 +122,8 @@ def open_shard(file: str, layout: Layout, shard: int) -> ArrayRecordReader:
   try:
     layout.parse(reader.read([0])[0])
   except (RuntimeError, ValueError) as error:
-    raise DataError(f"{file!r} is damaged ({' '.join(str(error).split())[:160]}); {mend}") from error
+    if not (skip_unreadable and isinstance(error, RuntimeError)):
+      raise DataError(f"{file!r} is damaged ({one_line(error)}); {mend}") from error
   return reader
 
 

@@ -1,13 +1,60 @@
 """The endless stream of training batches, a pure function of (seed, step), and a plain read for evaluation."""
 
+import atexit
+import sys
+import weakref
 from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
-from binarydm_jax.data.images import DataError
+from binarydm_jax.data.examples import Examples
+from binarydm_jax.data.images import DataError, one_line
 from binarydm_jax.data.latents import Latents
 from binarydm_jax.data.sources import Source
+from binarydm_jax.data.workers import init_worker, signals_blocked
+
+_SKIPPED = "skipped"
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+  """The endless stream of one process's batches; made by `batches`.
+
+  Attributes:
+    skipped: how many examples, of the batches given so far, stand in for one that could not be read.
+  """
+
+  def __init__(self, iterator: grain.DatasetIterator, workers: int):
+    self.skipped = 0
+    self._iterator = iterator
+    # When this object is collected, and at exit before multiprocessing ends the processes that grain waits for.
+    self._end = weakref.finalize(self, iterator.close)
+    if workers:
+      atexit.register(self._end)
+      if not flags.FLAGS.is_parsed():
+        # grain reads flags of its own here, also where no program has parsed any.
+        flags.FLAGS.mark_as_parsed()
+      with signals_blocked():
+        # To ask for the state makes the iterators of all workers, which could not be started before.
+        iterator.get_state()
+        iterator.start_prefetch()
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    try:
+      batch = next(self._iterator)
+    except RuntimeError as error:
+      if not str(error).startswith("Worker process was terminated"):
+        raise
+      raise DataError(
+        f"a process that reads data ended ({one_line(error)}); if memory ran out, lower data.workers or data.prefetch"
+      ) from error
+    self.skipped += int(batch.pop(_SKIPPED))
+    return batch
+
+  def close(self) -> None:
+    """Ends threads and worker processes; without it they end when the object is collected, or with the program."""
+    self._end()
 
 
 def batches(
@@ -19,14 +66,16 @@ def batches(
   process_index: int = 0,
   process_count: int = 1,
   flip: bool = False,
-  num_threads: int = 2,
+  threads: int = 2,
+  workers: int = 0,
   prefetch: int = 4,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
   """Yields this process's part of the global batches start_step, start_step + 1, ... without end.
 
   Every epoch is a new permutation of the whole source; a batch may straddle two epochs, so that no example is dropped.
   Batch k depends on (source, batch_size, seed, k) alone: a run resumes by `start_step`, at no cost, and the
-  parts of all processes, joined in order, are the same batch whatever `process_count` is.
+  parts of all processes, joined in order, are the same batch whatever `process_count` is. Nor do threads, workers,
+  prefetch, or damage elsewhere in the data change a batch (`Examples` says what takes a damaged example's place).
 
   Args:
     source: the examples.
@@ -36,15 +85,19 @@ def batches(
     process_index: which part is ours.
     process_count: number of parts; must divide `batch_size`.
     flip: mirror each image left to right with probability 1/2; of latents, read the record of the mirror image.
-    num_threads: threads that decode; 0 reads in the caller's thread.
-    prefetch: local batches kept ready.
+    threads: threads that decode, each a batch of its own, in this process or, with workers, in each of them; 0 reads in
+      the caller's thread.
+    workers: processes that decode; worth it where threads wait for each other (Python code, not Pillow's decoders),
+      since each takes seconds to start and memory, with a copy of an npz file.
+    prefetch: local batches kept ready, at least one a worker.
 
   Returns:
-    An iterator of {"image": float32 [batch_size // process_count, H, W, C] in [-1, 1], "label": int32 [...]}; of
+    `Batches` of {"image": float32 [batch_size // process_count, H, W, C] in [-1, 1], "label": int32 [...]}; of
     latents, {"moments": float32 [batch_size // process_count, h, w, c] as stored, "label": int32 [...]}.
 
   Raises:
-    DataError: a ValueError of one line that names the argument and the mend.
+    DataError: a ValueError of one line that names the argument and the mend; from the iterator, the record that cannot
+      be read, of worker processes too.
   """
   if not 0 <= process_index < process_count:
     raise DataError(f"process_index is {process_index}; it must lie in 0..{process_count - 1} (process_count)")
@@ -54,8 +107,8 @@ def batches(
     raise DataError(f"seed is {seed}; it must lie in 0..2**32-1")
   if start_step < 0:
     raise DataError(f"start_step is {start_step}; it must be 0 or more")
-  if num_threads < 0 or prefetch < 0:
-    raise DataError(f"num_threads is {num_threads} and prefetch is {prefetch}; both must be 0 or more")
+  if min(threads, workers, prefetch) < 0:
+    raise DataError(f"threads={threads}, workers={workers}, prefetch={prefetch}; each must be 0 or more")
   if flip and not source.mirrored:
     raise DataError(
       f"data.flip is True, but the {source.name} have no mirror images; set data.flip=False, "
@@ -67,16 +120,34 @@ def batches(
   indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
   if flip:
     # After `repeat`, so that an example is drawn anew in every epoch; before reading, so that one record is read.
-    examples = indices.random_map(lambda i, rng: source.read(i, mirror=rng.random() < 0.5))
+    examples = indices.random_map(lambda i, rng: _read(source, i, mirror=rng.random() < 0.5))
   else:
-    examples = indices.map(source.read)
+    examples = indices.map(lambda i: _read(source, i))
   # The stream is "infinite" only up to sys.maxsize: without drop_remainder its length is rounded up beyond that.
   local = examples.batch(batch_size // process_count, drop_remainder=True)
   # Local batch number step * process_count + process_index; index arithmetic, so a late start reads nothing more.
-  local = local[start_step * process_count + process_index :: process_count].map(source.finish)
-  # grain warns if fewer batches may wait than threads work.
-  options = grain.ReadOptions(num_threads=min(num_threads, prefetch), prefetch_buffer_size=prefetch)
-  return iter(local.to_iter_dataset(options))
+  local = local[start_step * process_count + process_index :: process_count]
+
+  def finish(batch):
+    return {**source.finish(batch), _SKIPPED: batch[_SKIPPED].sum()}
+
+  if not workers:
+    # grain warns if fewer batches may wait than threads work.
+    options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
+    return Batches(iter(local.map(finish).to_iter_dataset(options)), workers)
+  stream = local.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+  # Batches come through pipes. Shared memory is faster, but containers have little of it, its lack kills the
+  # worker, and grain leaves pieces of it behind. So images come as bytes, and are finished here.
+  pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+  stream = grain.experimental.WithOptionsIterDataset(stream, pipes)
+  # Each worker takes every workers-th batch, and they are given in turn: the order is the same.
+  processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, -(-prefetch // workers)))
+  return Batches(iter(stream.mp_prefetch(processes, init_worker).map(finish)), workers)
+
+
+def _read(source: Examples, i: int, mirror: bool = False) -> dict[str, np.ndarray | np.int32]:
+  example, replaced = source.read_or_replace(i, mirror)
+  return {**example, _SKIPPED: np.int32(replaced)}
 
 
 def read_all(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,48 +1,42 @@
 """Random access to labelled images: the embedded digits, an npz file, a folder of images, a TFDS set."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from binarydm_jax.data import images as images_lib
-from binarydm_jax.data.images import DataError
+from binarydm_jax.data.examples import Examples, Read
+from binarydm_jax.data.images import DataError, Unreadable
+from binarydm_jax.data.tfds_set import open_tfds
 
-_Read = Callable[[int], tuple[np.ndarray, int]]
 _FORMS = "'digits', 'npz:PATH', 'folder:PATH' or 'tfds:NAME'"
 _DIGITS_TRAIN = 1500
 
 
-class Source:
+class Source(Examples):
   """One split of a data set: `source[i]` is {"image": uint8 [H, W, C], "label": np.int32}, 0 <= i < len(source).
 
-  Attributes:
-    name: what was opened and which split, for logs.
-    num_classes: number of labels, 0 if the data has none (every label is then 0).
-    mirrored: whether mirror images can be read; of pixels, always.
+  `Examples` says what its attributes are and what happens to an example that cannot be read.
   """
 
-  mirrored = True
+  def __init__(
+    self, name: str, num_classes: int, indices: Sequence[int], read: Read, skip_unreadable: bool = False
+  ):
+    """`read(indices[i])` gives the image and the label of example i; it must be safe to call from several threads.
 
-  def __init__(self, name: str, num_classes: int, indices: Sequence[int], read: _Read):
-    """`read(indices[i])` gives the image and the label of example i; it must be safe to call from several threads."""
-    self.name = name
-    self.num_classes = num_classes
+    To be read in worker processes, `read` must survive cloudpickle.
+    """
+    super().__init__(name, num_classes, skip_unreadable)
     self._indices = indices
     self._read = read
 
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, i: int) -> dict[str, np.ndarray | np.int32]:
+  def _load(self, i: int, mirror: bool) -> dict[str, np.ndarray | np.int32]:
     image, label = self._read(int(self._indices[i]))
-    return {"image": image, "label": np.int32(label)}
-
-  def read(self, i: int, mirror: bool = False) -> dict[str, np.ndarray | np.int32]:
-    """Example i, its image mirrored left to right if `mirror`."""
-    example = self[i]
-    return {**example, "image": example["image"][:, ::-1]} if mirror else example
+    return {"image": image[:, ::-1] if mirror else image, "label": np.int32(label)}
 
   @staticmethod
   def finish(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -78,7 +72,8 @@ def open_source(
     train_split: name of the TFDS split to train on.
     test_split: name of the TFDS split to test on; '' holds out a part of `train_split`.
     holdout: the part held out, 0 < holdout < 1.
-    skip_unreadable: decode every file of a folder now and leave out those that fail, instead of raising.
+    skip_unreadable: an example that cannot be read is replaced by the next one that can (see `Examples`) instead of
+      being an error, and the headers of a folder's files are not checked now.
     data_dir: where TFDS looks for prepared sets; None is its default.
 
   Returns:
@@ -99,13 +94,13 @@ def open_source(
   name = f"{spec} ({split})"
   if spec == "digits":
     total, num_classes, read = _open_digits(image_size, channels)
-    return Source(name, num_classes, _split_indices(total, total - _DIGITS_TRAIN, split), read)
+    return Source(name, num_classes, _split_indices(total, total - _DIGITS_TRAIN, split), read, skip_unreadable)
   if kind == "tfds" and argument:
     chosen = test_split if split == "test" and test_split else train_split
     field = "data.test_split" if split == "test" and test_split else "data.train_split"
-    total, num_classes, read = _open_tfds(argument, chosen, field, image_size, channels, data_dir)
+    total, num_classes, read = open_tfds(argument, chosen, field, image_size, channels, data_dir)
     if test_split:
-      return Source(name, num_classes, range(total), read)
+      return Source(name, num_classes, range(total), read, skip_unreadable)
   elif kind == "npz" and argument:
     total, num_classes, read = _open_npz(os.path.expanduser(argument), image_size, channels)
   elif kind == "folder" and argument:
@@ -114,7 +109,8 @@ def open_source(
     raise DataError(f"data.source is {spec!r}; it must be {_FORMS}")
   if total < 2:
     raise DataError(f"data.source {spec!r} has {total} images; at least 2 are needed, one to train on and one to test")
-  return Source(name, num_classes, _split_indices(total, min(max(round(total * holdout), 1), total - 1), split), read)
+  indices = _split_indices(total, min(max(round(total * holdout), 1), total - 1), split)
+  return Source(name, num_classes, indices, read, skip_unreadable)
 
 
 def _split_indices(total: int, num_test: int, split: str) -> np.ndarray:
@@ -123,7 +119,7 @@ def _split_indices(total: int, num_test: int, split: str) -> np.ndarray:
   return np.sort(order[:num_test] if split == "test" else order[num_test:])
 
 
-def _open_digits(image_size: int, channels: int) -> tuple[int, int, _Read]:
+def _open_digits(image_size: int, channels: int) -> tuple[int, int, Read]:
   if (image_size, channels) != (8, 1):
     raise DataError(
       f"data.source 'digits' has 8x8 images of 1 channel, but data.image_size={image_size} and data.channels={channels}"
@@ -136,7 +132,7 @@ def _open_digits(image_size: int, channels: int) -> tuple[int, int, _Read]:
   return len(pixels), 10, lambda i: (pixels[i], digits.target[i])
 
 
-def _open_npz(path: str, image_size: int, channels: int) -> tuple[int, int, _Read]:
+def _open_npz(path: str, image_size: int, channels: int) -> tuple[int, int, Read]:
   if not os.path.isfile(path):
     raise DataError(f"data.source: there is no file {path!r}; give the path of an npz file as 'npz:PATH'")
   try:
@@ -178,7 +174,7 @@ def _open_npz(path: str, image_size: int, channels: int) -> tuple[int, int, _Rea
   return len(pixels), int(labels.max(initial=-1)) + 1, lambda i: (pixels[i], labels[i])
 
 
-def _open_folder(root: str, image_size: int, channels: int, skip_unreadable: bool) -> tuple[int, int, _Read]:
+def _open_folder(root: str, image_size: int, channels: int, skip_unreadable: bool) -> tuple[int, int, Read]:
   if not os.path.isdir(root):
     raise DataError(f"data.source: there is no folder {root!r}; give the path of a folder of images as 'folder:PATH'")
   names = images_lib.find_images(root)
@@ -186,7 +182,11 @@ def _open_folder(root: str, image_size: int, channels: int, skip_unreadable: boo
     raise DataError(
       f"data.source: the folder {root!r} has no images; put files that Pillow reads (png, jpg, ...) in it"
     )
-  names = images_lib.readable_images(root, names, skip_unreadable)
+  if not skip_unreadable:
+    try:
+      images_lib.check_headers(root, names)
+    except Unreadable as error:
+      raise DataError(f"data.source: {error}") from error
   folders = [name[0] if len(name) > 1 else None for name in names]
   # A single subfolder tells nothing apart, and an image outside all of them has no label.
   classes = sorted(set(folders)) if None not in folders and len(set(folders)) > 1 else []
@@ -197,49 +197,3 @@ def _open_folder(root: str, image_size: int, channels: int, skip_unreadable: boo
     return images_lib.read_image(path, image_size, channels), class_of.get(folders[i], 0)
 
   return len(names), len(classes), read
-
-
-def _open_tfds(
-  name: str, split: str, field: str, image_size: int, channels: int, data_dir: str | None
-) -> tuple[int, int, _Read]:
-  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top  # Slow, and other sources do without.
-
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  except Exception as error:  # Unknown names and unknown configs raise different kinds, with a list of thousands.
-    raise DataError(
-      f"data.source: TFDS cannot open {name!r} ({' '.join(str(error).split())[:160]}); check the name, "
-      "or `pip install tensorflow` if that is what is missing"
-    ) from error
-  arguments = f"{name!r}, file_format='array_record'" + (f", data_dir={data_dir!r}" if data_dir else "")
-  mend = (
-    "prepare it once with `import tensorflow_datasets as tfds; "
-    f"tfds.builder({arguments}).download_and_prepare()` (preparing, unlike reading, may need `pip install tensorflow`)"
-  )
-  if not builder.info.splits:
-    raise DataError(f"data.source: the TFDS set {name!r} is not prepared in {str(builder.data_path)!r}; {mend}")
-  features = builder.info.features
-  if "image" not in features:
-    raise DataError(
-      f"data.source: the TFDS set {name!r} has no feature 'image' (it has {sorted(features)}); choose another"
-    )
-  # `dtype` would import TensorFlow; `np_dtype` does not.
-  if features["image"].np_dtype != np.uint8 or len(features["image"].shape) != 3:
-    raise DataError(
-      f"data.source: the feature 'image' of the TFDS set {name!r} is {features['image']}; choose a set of uint8 images"
-    )
-  try:
-    examples = builder.as_data_source(split=split)
-  except NotImplementedError as error:
-    raise DataError(f"data.source: the TFDS set {name!r} is prepared, but not as array_record; {mend}") from error
-  except (KeyError, ValueError) as error:
-    raise DataError(f"{field} is {split!r}, but the TFDS set {name!r} has {sorted(builder.info.splits)}") from error
-  num_classes = getattr(features["label"], "num_classes", None) or 0 if "label" in features else 0
-
-  def read(i: int) -> tuple[np.ndarray, int]:
-    example = examples[i]
-    pixels = np.asarray(example["image"])
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return images_lib.to_square(image, image_size, channels), example["label"] if num_classes else 0
-
-  return len(examples), num_classes, read

@@ -13,11 +13,10 @@ from binarydm_jax.quant import packed_size
 
 
 def deployed_table(table, second_alive=False):
-  """The rules as deployed: an evolving second basis that is gone leaves one basis."""
-  if second_alive:
-    return dict(table)
+  """The rules as deployed: an evolving second basis leaves one basis once it is gone, and two while it is alive."""
+  weights = "multi_basis" if second_alive else "one_basis"
   return {
-      path: dataclasses.replace(rule, weights="one_basis") if rule.weights == "evolving" else rule
+      path: dataclasses.replace(rule, weights=weights) if rule.weights == "evolving" else rule
       for path, rule in table.items()
   }
 
@@ -29,13 +28,13 @@ def weight_bits(rule):
   return rule.bases or rule.weight_bits
 
 
-def quantized_bytes(layer, rule):
+def quantized_bytes(layer, rule, remainder_bytes=4):
   """Bytes of what replaces one layer's float kernel, and of its activation steps: (weights, scales, steps)."""
   steps = 0 if rule.act_bits == 32 else 4 * (2 if layer.kind == "matmul" else 1)
   if not layer.size:
     return 0, 0, steps
   if rule.weights == "float":
-    return 4 * layer.size, 0, steps
+    return remainder_bytes * layer.size, 0, steps
   channels = layer.kernel_shape[-1]
   if rule.bases:
     return rule.bases * packed_size(layer.size), 4 * channels * rule.bases, steps
@@ -71,22 +70,23 @@ class Cost:
     return dataclasses.asdict(self)
 
 
-def model_cost(layers, table, params):
+def model_cost(layers, table, params, remainder_bytes=4):
   """Cost of a model.
 
   Args:
     layers: from `quant.inspect_layers`.
     table: path -> LayerRule, as deployed (`deployed_table`).
     params: tree of the full-precision parameters, arrays or shapes.
+    remainder_bytes: of a parameter that is not quantized: 4 in float32, 2 in bfloat16.
   """
   total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-  packed = 4 * (total - sum(layer.size for layer in layers))
+  packed = remainder_bytes * (total - sum(layer.size for layer in layers))
   macs = attention_macs = ops = quantized = bits_in_all = 0
   rows = []
   for layer in layers:
     rule = table[layer.path]
     bits = weight_bits(rule)
-    size = sum(quantized_bytes(layer, rule))
+    size = sum(quantized_bytes(layer, rule, remainder_bytes))
     packed += size
     if layer.kind == "matmul":
       attention_macs += layer.macs

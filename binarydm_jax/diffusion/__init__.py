@@ -1,7 +1,8 @@
-"""Diffusion itself, knowing nothing of networks: noise schedules, the forward process and its targets, samplers."""
+"""Noise schedules, the forward process and its targets, samplers: nothing here knows what a network is made of."""
 
 from binarydm_jax.diffusion.chain import sample_keys, threshold
 from binarydm_jax.diffusion.dpm_solver import dpm_solver_2m, dpm_solver_2s
+from binarydm_jax.diffusion.guidance import SAMPLERS, guided, make_sampler
 from binarydm_jax.diffusion.plms import plms
 from binarydm_jax.diffusion.process import TARGETS, predict_eps, predict_x0, q_sample, training_target
 from binarydm_jax.diffusion.samplers import ddim, ddpm
@@ -9,6 +10,7 @@ from binarydm_jax.diffusion.schedules import SCHEDULES, Schedule, make_schedule
 from binarydm_jax.diffusion.timesteps import SPACINGS, sampling_timesteps, solver_timesteps
 
 __all__ = [
+  "SAMPLERS",
   "SCHEDULES",
   "SPACINGS",
   "Schedule",
@@ -17,6 +19,8 @@ __all__ = [
   "ddpm",
   "dpm_solver_2m",
   "dpm_solver_2s",
+  "guided",
+  "make_sampler",
   "make_schedule",
   "plms",
   "predict_eps",

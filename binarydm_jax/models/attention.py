@@ -51,4 +51,4 @@ class SelfAttention(nn.Module):
     project = QuantDense(
         channels, rules=self.rules, dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="proj"
     )
-    return x + project(h, gate)
+    return project(h, gate, residual=x)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from binarydm_jax.models.attention import SelfAttention
+from binarydm_jax.models.dropout import drop
 from binarydm_jax.models.transformer import SpatialTransformer
 from binarydm_jax.quant import QuantConv, QuantDense
 
@@ -58,7 +59,7 @@ class ResBlock(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x, embedding=None, gate=None, train=False):
+  def __call__(self, x, embedding=None, gate=None, dropout_keys=None):
     common = dict(rules=self.rules, dtype=self.dtype)
     epsilon = LAYOUTS[self.layout].norm_epsilon
 
@@ -80,12 +81,12 @@ class ResBlock(nn.Module):
         h = norm("norm2")(h) * (1 + scale) + shift
       else:
         h = norm("norm2")(h + e)
-    h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h))
+    h = drop(jax.nn.silu(h), self.dropout, dropout_keys, self.path)
     zeros = nn.initializers.zeros_init()
-    h = QuantConv(self.channels, padding=ONE_PIXEL, kernel_init=zeros, name="conv2", **common)(h, gate)
     if x.shape[-1] != self.channels:
       x = QuantConv(self.channels, (1, 1), name="skip", **common)(x, gate)
-    return x + h
+    conv2 = QuantConv(self.channels, padding=ONE_PIXEL, kernel_init=zeros, name="conv2", **common)
+    return conv2(h, gate, residual=x)
 
 
 class Block(nn.Module):
@@ -118,7 +119,7 @@ class Block(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x, embedding, context=None, gate=None, train=False):
+  def __call__(self, x, embedding, context=None, gate=None, dropout_keys=None):
     layout = LAYOUTS[self.layout]
     common = dict(rules=self.rules, dtype=self.dtype)
 
@@ -139,15 +140,15 @@ class Block(nn.Module):
     if self.conv:
       x = QuantConv(self.channels, padding=ONE_PIXEL, name="conv", **common)(x, gate)
     for i in range(self.res):
-      x = residual(f"res{i or ''}")(x, embedding, gate, train)
+      x = residual(f"res{i or ''}")(x, embedding, gate, dropout_keys)
       if self.attention and i == 0:  # in the middle block: residual, attention, residual
         x = attend(x)
     if self.down and self.resblock_updown:
-      x = residual("down_res", "down")(x, embedding, gate, train)
+      x = residual("down_res", "down")(x, embedding, gate, dropout_keys)
     elif self.down:
       x = QuantConv(self.channels, strides=2, padding=layout.down_padding, name="down", **common)(x, gate)
     if self.up and self.resblock_updown:
-      x = residual("up_res", "up")(x, embedding, gate, train)
+      x = residual("up_res", "up")(x, embedding, gate, dropout_keys)
     elif self.up:
       x = QuantConv(self.channels, padding=ONE_PIXEL, name="up", **common)(upsample(x), gate)
     return x

@@ -50,7 +50,7 @@ class TransformerBlock(nn.Module):
     h = QuantDense(8 * channels, name="ff_in", **common)(norm("norm3")(x), gate)
     value, by = jnp.split(h, 2, axis=-1)
     h = value * jax.nn.gelu(by, approximate=False)  # GEGLU (Shazeer 2020)
-    return x + QuantDense(channels, name="ff_out", **common)(h, gate)
+    return QuantDense(channels, name="ff_out", **common)(h, gate, residual=x)
 
 
 class SpatialTransformer(nn.Module):
@@ -74,4 +74,4 @@ class SpatialTransformer(nn.Module):
     for i in range(self.depth):
       h = TransformerBlock(self.num_heads, name=f"block_{i}", **common)(h, context, gate)
     project = QuantDense(channels, kernel_init=nn.initializers.zeros_init(), name="proj_out", **common)
-    return x + project(h, gate).reshape(x.shape)
+    return project(h, gate, residual=x.reshape(h.shape)).reshape(x.shape)

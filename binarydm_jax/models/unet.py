@@ -12,10 +12,18 @@ import jax.numpy as jnp
 
 from binarydm_jax.models.blocks import LAYOUTS, ONE_PIXEL, Block
 from binarydm_jax.models.embedding import timestep_embedding
-from binarydm_jax.quant import QuantConv, QuantDense
+from binarydm_jax.quant import PRODUCT, QuantConv, QuantDense
 
 # The layers next to input and output and the time embedding, which are never binarized.
 EDGES = ("input_0/conv", "out_conv", "time_embed_*")
+
+# What is computed again in the backward pass. "products": norms, activations and quantizers, which hold most of the
+# memory and cost little; results of convolutions and matrix products are kept. "blocks": all but the blocks' inputs.
+REMAT = {
+  "none": None,
+  "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+  "blocks": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class UNet(nn.Module):
@@ -41,7 +49,7 @@ class UNet(nn.Module):
     layout: "ldm" or "ddpm", see `blocks.LAYOUTS`.
     rules: None (full precision: the teacher) or the table of `quant.resolve` (the student).
     dtype: compute type; parameters, norms' statistics and scales stay float32.
-    remat: computes each block again for its gradient instead of keeping what it holds (less memory, more time).
+    remat: a name of REMAT: what of each block is computed again for its gradient instead of being kept.
   """
 
   out_channels: int
@@ -62,7 +70,7 @@ class UNet(nn.Module):
   layout: str = "ldm"
   rules: Any = None
   dtype: Any = None
-  remat: bool = False
+  remat: str = "none"
 
   def block_specs(self):
     """[(name, keyword arguments of its Block)], in block order."""
@@ -121,7 +129,7 @@ class UNet(nn.Module):
     return embedding, context
 
   @nn.compact
-  def __call__(self, x, timesteps, labels=None, gates=None, train=False, context=None):
+  def __call__(self, x, timesteps, labels=None, gates=None, dropout_keys=None, context=None):
     """Prediction and block features.
 
     Args:
@@ -129,15 +137,14 @@ class UNet(nn.Module):
       timesteps: integer or float [batch], in 0 .. num_timesteps - 1.
       labels: int [batch] if `num_classes`, else None; `num_classes` itself is the null class, if there is one.
       gates: `quant.Gates`, or None: everything quantized, second bases alive.
-      train: turns dropout on (an rng "dropout" is then needed).
+      dropout_keys: key array [batch] from `models.dropout.example_keys`, or None: no dropout.
       context: float [batch, m, context_dim], if there is a context_dim and no classes.
     Returns:
       prediction [batch, h, w, out_channels], float32; features, the tuple of block outputs named by `block_names`.
     """
     common = dict(norm_groups=self.norm_groups, layout=self.layout, rules=self.rules, dtype=self.dtype)
     embedding, context = self._embed(timesteps, labels, context)
-    # `train` (argument 5, the module being 0) must stay a Python value.
-    block_class = nn.remat(Block, static_argnums=(5,)) if self.remat else Block
+    block_class = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
 
     h = x if self.dtype is None else x.astype(self.dtype)
     features, skips = [], []
@@ -155,7 +162,7 @@ class UNet(nn.Module):
       )
       if name.startswith("output"):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-      h = block(h, embedding, context, None if gates is None else gates.layer(i), train)
+      h = block(h, embedding, context, None if gates is None else gates.layer(i), dropout_keys)
       if name.startswith("input"):
         skips.append(h)
       features.append(h)

@@ -5,18 +5,23 @@ Latent weights live in the collection `params`, scales and activation steps in `
 (`binarize` calls it).
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from binarydm_jax.quant import activations, weights
 from binarydm_jax.quant.convolution import convolve
 from binarydm_jax.quant.rules import FULL_PRECISION, LayerRule
+
+# The name of every layer's product for `jax.checkpoint_policies`: what is dear to compute again.
+PRODUCT = "binarydm_product"
 
 
 @flax.struct.dataclass
@@ -32,6 +37,24 @@ class LayerGate:
   on: jax.Array
   attention: jax.Array
   second: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedLayer:
+  """Entry of a rule table for a layer that computes from packed weights, by a function that is handed in.
+
+  Attributes:
+    rule: the layer's LayerRule.
+    backend: a name for `run`.
+    run: (rule, tensors, x, residual, *, kernel_shape, stride, padding) -> y, with the layer's own tensors of the
+      collection "packed" (see `packed_collections`), x float [batch, h, w, cin] (a dense layer: [1, 1, rows, cin]),
+      residual None or as y, kernel_shape HWIO, padding ((top, bottom), (left, right)). It quantizes x and adds bias
+      and residual; y is float [batch, h', w', cout].
+  """
+
+  rule: LayerRule
+  backend: str
+  run: Callable = dataclasses.field(repr=False)
 
 
 class _Quantized(nn.Module):
@@ -89,10 +112,21 @@ class _Quantized(nn.Module):
     x = self._activation(x.astype(dtype), "step", rule.act_bits, None if gate is None else gate.on)
     return x, self._kernel(kernel, rule, gate).astype(dtype)
 
-  def _biased(self, y):
-    if not self.use_bias:
-      return y
-    return y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(y.dtype)
+  def _finish(self, y, residual):
+    """y + bias + residual."""
+    if self.use_bias:
+      y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(y.dtype)
+    return y if residual is None else residual + y
+
+  def _packed(self, entry, x, residual, gate, **geometry):
+    """The layer by `entry.run`: see PackedLayer."""
+    path = "/".join(self.path)
+    if gate is not None:
+      raise ValueError(f"layer {path!r} is packed: what a gate could switch is gone")
+    if "packed" not in self.variables:
+      raise ValueError(f"layer {path!r} is packed, and no collection 'packed' was given")
+    dtype = self.dtype or x.dtype
+    return entry.run(entry.rule, self.variables["packed"], x.astype(dtype), residual, **geometry).astype(dtype)
 
 
 class QuantDense(_Quantized):
@@ -116,9 +150,16 @@ class QuantDense(_Quantized):
     return (channels, self.features)
 
   @nn.compact
-  def __call__(self, x, gate: LayerGate | None = None):
-    x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
-    return self._biased(x @ kernel)
+  def __call__(self, x, gate: LayerGate | None = None, residual=None):
+    """residual: None, or an array that is added to the output."""
+    entry, shape = self._rule(), self.kernel_shape(x.shape[-1])
+    if isinstance(entry, PackedLayer):
+      rows = x.reshape(1, 1, -1, x.shape[-1])
+      added = None if residual is None else residual.reshape(1, 1, -1, self.features)
+      y = self._packed(entry, rows, added, gate, kernel_shape=(1, 1, *shape), stride=1, padding=((0, 0), (0, 0)))
+      return y.reshape(*x.shape[:-1], self.features)
+    x, kernel = self._operands(x, shape, gate)
+    return self._finish(checkpoint_name(x @ kernel, PRODUCT), residual)
 
 
 class QuantConv(_Quantized):
@@ -145,9 +186,16 @@ class QuantConv(_Quantized):
     return (*self.kernel_size, channels, self.features)
 
   @nn.compact
-  def __call__(self, x, gate: LayerGate | None = None):
-    x, kernel = self._operands(x, self.kernel_shape(x.shape[-1]), gate)
-    return self._biased(convolve(x, kernel, self.strides, self.padding))
+  def __call__(self, x, gate: LayerGate | None = None, residual=None):
+    """residual: None, or an array that is added to the output."""
+    entry, shape, padding = self._rule(), self.kernel_shape(x.shape[-1]), self.padding
+    if isinstance(entry, PackedLayer):
+      if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (self.strides,) * 2, padding)
+      return self._packed(entry, x, residual, gate, kernel_shape=shape, stride=self.strides, padding=tuple(padding))
+    x, kernel = self._operands(x, shape, gate)
+    y = checkpoint_name(convolve(x, kernel, self.strides, padding), PRODUCT)
+    return self._finish(y, residual)
 
 
 class QuantMatmul(_Quantized):
@@ -174,7 +222,8 @@ class QuantMatmul(_Quantized):
   def __call__(self, a, b, gate: LayerGate | None = None):
     bits = self._rule().act_bits
     on = None if gate is None else gate.on * gate.attention
-    return jnp.einsum(self.equation, self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on))
+    a, b = self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on)
+    return checkpoint_name(jnp.einsum(self.equation, a, b), PRODUCT)
 
 
 def calibrate(model, params, *inputs, **kwargs):

@@ -3,7 +3,7 @@
 For a layer at PATH: "PATH/signs1" and "PATH/signs2" (uint8, one bit a weight in C order of the kernel, little-endian in
 a byte, 1 for +1), "PATH/scale1", "PATH/scale2"; for LSQ weights "PATH/codes" (`weight_bits` bits a weight, offset by
 2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product). Whatever is
-not quantized stands under its parameter's path in float32.
+not quantized stands under its parameter's path in float32 or bfloat16.
 """
 
 import dataclasses
@@ -22,11 +22,12 @@ KERNEL_PARTS = ("signs1", "signs2", "scale1", "scale2", "codes", "weight_step")
 STEPS = ("step", "step_a", "step_b")
 
 
-def pack(variables, table):
+def pack(variables, table, remainder=np.float32):
   """{"params", "quant"} -> name -> numpy array (see the top of this file), for `safetensors.numpy.save_file`.
 
   Args:
-    variables: trained; both collections and no other. Parameters that are not quantized become float32.
+    variables: trained; both collections and no other.
+    remainder: dtype of the parameters that are not quantized, float32 or bfloat16; scales and steps stay float32.
     table: path -> LayerRule that the variables were made with (`student.rules`). "evolving" weights are packed with
       both bases, as a call without a gate computes them; after the transition say "one_basis", which drops the second.
   Raises:
@@ -61,7 +62,7 @@ def pack(variables, table):
       raise ValueError(f"the rule table has no place for quant/{name}: pack with the table of the trained module")
     tensors[name] = np.asarray(positive(value), np.float32)
   for name, value in params.items():
-    tensors[name] = np.asarray(value, np.float32)
+    tensors[name] = np.asarray(value, remainder)
   return tensors
 
 
@@ -105,6 +106,22 @@ def unpack(tensors, table, shapes):
   params.update(tensors)
   return {name: flax.traverse_util.unflatten_dict(tree, sep="/")
           for name, tree in (("params", params), ("quant", learned))}
+
+
+def packed_collections(tensors, table):
+  """The tensors of `pack` as collections for layers that compute from packed weights (`layers.PackedLayer`).
+
+  Returns:
+    {"params", "quant", "packed"}: "packed" holds all tensors of the layers with quantized weights, the kernel's parts
+    as well as "step" and "bias"; "quant" the steps of the others.
+  """
+  steps = _step_names(table)
+  trees = {"params": {}, "quant": {}, "packed": {}}
+  for name, tensor in tensors.items():
+    rule = table.get(name.rpartition("/")[0])
+    packed = rule is not None and rule.weights != "float"
+    trees["packed" if packed else "quant" if name in steps else "params"][name] = tensor
+  return {name: flax.traverse_util.unflatten_dict(tree, sep="/") for name, tree in trees.items()}
 
 
 def dequantized(table):

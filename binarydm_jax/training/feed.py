@@ -1,5 +1,7 @@
 """What training reads: batches as they are stored, and as the network takes them; the run's streams of randomness."""
 
+import itertools
+
 import jax
 
 from binarydm_jax.data import batches, open_latents
@@ -16,11 +18,36 @@ def run_key(problem, stream):
   return jax.random.fold_in(jax.random.key(problem.config.seed), stream)
 
 
-def stored_batches(problem, stage, mesh, start_step, latents_of=""):
-  """Global batches of `stage` from `start_step` on as they are stored, on the mesh.
+class Stream:
+  """Global batches on the mesh, without end; `next` waits for the data, and for nothing else."""
+
+  def __init__(self, local, place):
+    """`place` is what is done with each of the `local` batches of this process."""
+    self._local = local
+    self._place = place
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return self._place(next(self._local))
+
+  @property
+  def skipped(self):
+    """How many examples of this process's batches, so far, stand in for one that could not be read."""
+    return self._local.skipped
+
+  def close(self):
+    """Ends the threads and worker processes that read."""
+    self._local.close()
+
+
+def stored_batches(problem, stage, mesh, start_step, latents_of="", workers=0):
+  """Stream of the batches of `stage` from `start_step` on as they are stored.
 
   Args:
     latents_of: SHA-256 of the first stage whose moments are read from first_stage.cache, if there is one; else images.
+    workers: processes that read.
   Raises:
     DataError: the cache does not hold the latents of this run.
   """
@@ -28,7 +55,7 @@ def stored_batches(problem, stage, mesh, start_step, latents_of=""):
   sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh)
   source, cache = problem.train_data, config.first_stage.cache
   if latents_of and cache:
-    source = open_latents(cache, cache_description(problem, latents_of))
+    source = open_latents(cache, cache_description(problem, latents_of), config.data.skip_unreadable)
   local = batches(
       source,
       batch_size=config[stage].batch_size,
@@ -37,8 +64,11 @@ def stored_batches(problem, stage, mesh, start_step, latents_of=""):
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       flip=config.data.flip,
+      threads=config.data.threads,
+      workers=workers,
+      prefetch=config.data.prefetch,
   )
-  return (sharding.put_batch(batch, mesh) for batch in local)
+  return Stream(local, lambda batch: sharding.put_batch(batch, mesh))
 
 
 def get_first_stage(problem, workdir, stored=True):
@@ -61,18 +91,16 @@ def get_first_stage(problem, workdir, stored=True):
 
 
 def network_batches(problem, stage, mesh, start_step, workdir=None):
-  """Global batches of `stage` from `start_step` on as the network takes them: {"image", "label"}, on the mesh."""
-  first_stage = get_first_stage(problem, workdir)
+  """Stream of the batches of `stage` from `start_step` on as the network takes them: {"image", "label"}."""
+  first_stage, workers = get_first_stage(problem, workdir), problem.config.data.workers
   if first_stage is None:
-    return stored_batches(problem, stage, mesh, start_step)
-  stored = stored_batches(problem, stage, mesh, start_step, first_stage.sha256)
+    return stored_batches(problem, stage, mesh, start_step, workers=workers)
+  stored = stored_batches(problem, stage, mesh, start_step, first_stage.sha256, workers)
   encode = jax.jit(first_stage.encode_batch)
   variables = put_replicated(first_stage.variables, mesh)
-  key = run_key(problem, LATENTS)
+  key, steps = run_key(problem, LATENTS), itertools.count(start_step)
   # The posterior is drawn anew at every step.
-  return (
-      encode(variables, batch, jax.random.fold_in(key, step)) for step, batch in enumerate(stored, start_step)
-  )
+  return Stream(stored, lambda batch: encode(variables, batch, jax.random.fold_in(key, next(steps))))
 
 
 def cache_description(problem, first_stage_sha256):

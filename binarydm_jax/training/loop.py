@@ -1,24 +1,32 @@
-"""The training loop, through which every stage runs: checkpoints, logs, diagnostics, sample grids."""
+"""The training loop, through which every stage runs: checkpoints, logs, diagnostics, sample grids, guards, signals."""
 
 import functools
+import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from binarydm_jax.evaluation.sampling import generate, make_sampler, sampling_options, to_uint8
+from binarydm_jax import preemption
+from binarydm_jax.diffusion import make_sampler
+from binarydm_jax.errors import RunError
+from binarydm_jax.evaluation.sampling import generate, sampling_options, to_uint8
+from binarydm_jax.mesh import gather, make_mesh
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training import diagnostics
-from binarydm_jax.training.checkpoint import Checkpoints
 from binarydm_jax.training.feed import get_first_stage, network_batches
+from binarydm_jax.training.guards import SESSIONS, Clock, Divergence, logged_losses
 from binarydm_jax.training.writers import Writer, append_line, truncate_lines
 
+_PROCESS_BEGAN = time.time()
 
-class TrainingError(RuntimeError):
-  """Training cannot go on; the message says why and what to do."""
+
+class TrainingError(RunError):
+  """Training cannot go on."""
 
 
 def _sample_grids(problem, stage, model, writer, workdir):
@@ -26,6 +34,7 @@ def _sample_grids(problem, stage, model, writer, workdir):
   config = problem.config
   if not config.log.samples_every:
     return lambda state, step: None
+  mesh = make_mesh()
   sampler = make_sampler(
       model, problem.schedule, config.diffusion.target, problem.input_shape, **sampling_options(config.sample)
   )
@@ -35,7 +44,8 @@ def _sample_grids(problem, stage, model, writer, workdir):
     if step % config.log.samples_every:
       return
     gates = gates_fn(jnp.int32(step)) if gates_fn else None
-    images = generate(sampler, state.ema, config.log.samples, 0, config.sample.batch_size, model.num_classes, gates)
+    ema = gather(state.ema, mesh)
+    images = generate(sampler, ema, config.log.samples, 0, config.sample.batch_size, model.num_classes, gates)
     if first_stage := get_first_stage(problem, workdir):
       images = first_stage.decode(images, config.first_stage.batch_size)
     grid = image_grid(np.asarray(to_uint8(images)))
@@ -46,99 +56,161 @@ def _sample_grids(problem, stage, model, writer, workdir):
   return write
 
 
-def _diagnostics(problem, stage, workdir, state, start):
-  """(state, step) -> None: appends a row about the student to diagnostics.jsonl (see training/diagnostics.py).
+class _Diagnostics:
+  """Rows about the student in diagnostics.jsonl, one a checkpoint (see training/diagnostics.py).
 
-  Args:
-    state: of step `start`, new or restored; the row of step 0 is written here.
+  `signs` are those of the last row, of step `last`; both are kept in the checkpoint, so that a run that was stopped
+  between two rows goes on to write the same ones.
   """
-  if stage != "student" or not problem.config.log.diagnostics:
-    return lambda state, step: None
-  table, path = problem.table, Path(workdir) / "diagnostics.jsonl"
-  sizes = {layer.path: layer.size for layer in problem.layers}
-  parts = diagnostics.part_names(table, problem.student.block_names)
-  signs, last = jax.jit(functools.partial(diagnostics.student_signs, table=table))(state.variables), start
 
-  @jax.jit
-  def measure(signs, variables, step):
-    gates = problem.gates_fn(step) if problem.gates_fn else None
-    return diagnostics.measure(signs, variables, gates, table)
+  def __init__(self, problem, workdir, signs, last, start):
+    """`start`: the step that the run goes on from; 0 writes the first row at `write`."""
+    self.signs, self.last = signs, last
+    self._table, self._path = problem.table, Path(workdir) / "diagnostics.jsonl"
+    self._writes = jax.process_index() == 0 and problem.config.log.diagnostics
+    self._sizes = {layer.path: layer.size for layer in problem.layers}
+    self._parts = diagnostics.part_names(self._table, problem.student.block_names)
+    self._measure = jax.jit(functools.partial(_measure, gates_fn=problem.gates_fn, table=self._table))
+    self._log = problem.config.log.diagnostics
+    if self._writes:
+      truncate_lines(self._path, "student", start or -1)
 
-  def write(state, step):
-    nonlocal signs, last
-    signs, numbers = measure(signs, state.variables, jnp.int32(step))
-    row = diagnostics.make_row(jax.device_get(numbers), step - last, sizes, table, parts)
-    last = step
-    if jax.process_index() == 0:
-      append_line(path, {"stage": stage, "step": step, **row})
+  def write(self, state, step):
+    if not self._log:
+      return
+    self.signs, numbers = self._measure(self.signs, state.variables, jnp.int32(step))
+    numbers = jax.device_get(numbers)
+    row = diagnostics.make_row(numbers, step - self.last, self._sizes, self._table, self._parts)
+    self.last = step
+    if self._writes:
+      append_line(self._path, {"stage": "student", "step": step, **row})
 
+
+def _measure(signs, variables, step, gates_fn, table):
+  return diagnostics.measure(signs, variables, gates_fn(step) if gates_fn else None, table)
+
+
+def _summary(rows):
+  """Rows of one log line -> the means of their finite values (None where there is none) and the last rate."""
+  names = [name for name in rows[0] if name != "learning_rate"]
+  scalars = {}
+  for name in names:
+    values = [row[name] for row in rows if np.isfinite(row[name])]
+    scalars[name] = float(np.mean(values, dtype=np.float64)) if values else None
+  return {**scalars, "learning_rate": float(rows[-1]["learning_rate"])}
+
+
+def _warn(words):
   if jax.process_index() == 0:
-    truncate_lines(path, stage, start or -1)
-  if not start:
-    write(state, 0)
-  return write
+    tqdm.write(f"warning: {words}", file=sys.stderr)
 
 
-def run_stage(problem, stage, workdir, model, train_step, state, frozen, mesh):
-  """Trains `stage` from its newest checkpoint, or from `state`, to its last step.
+def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, checkpoints):
+  """Trains `stage` from what `begin` has to its last step.
 
   Args:
     problem: Problem.
     stage: "teacher" or "student".
-    workdir: checkpoints go to workdir/<stage>.
+    workdir: of the run.
     model: for sample grids.
     train_step: from `make_train_step`.
-    state: the state to start from, on the mesh; only its shapes matter where a checkpoint is to be restored.
-    frozen: what is not trained; its "projections" are kept in the checkpoint.
+    begin: Begin: the state to start from, on the mesh.
+    frozen: what is not trained.
     mesh: of devices.
+    checkpoints: Checkpoints to save to.
   Returns:
     The state after the last step.
   Raises:
     TrainingError: the loss or a gradient was not finite; checkpoints from before are kept.
+    CheckpointError: one could not be written; those from before are kept.
+    Preempted: a signal came; a checkpoint of the last step is on disk.
   """
-  config, steps = problem.config, problem.config[stage].steps
-  checkpoints = Checkpoints(Path(workdir) / stage, config.checkpoint.keep)
-  projections = frozen.get("projections", ())
-  start = checkpoints.latest_step() or 0
-  if start:
-    restored = checkpoints.restore({"state": state, "projections": projections})
-    state, projections = restored["state"], restored["projections"]
-    frozen = {**frozen, "projections": projections}
+  config, steps, start = problem.config, problem.config[stage].steps, begin.step
+  state, pending, earlier = begin.state, list(begin.pending), len(begin.pending)
   writer = Writer(workdir, stage, start)
+  first = jax.process_index() == 0
+  divergence = Divergence(config.guard.divergence, logged_losses(Path(workdir) / "metrics.jsonl", stage))
+  clock = Clock(Path(workdir) / SESSIONS if first else None, stage, _PROCESS_BEGAN)
   write_grid = _sample_grids(problem, stage, model, writer, workdir)
-  write_diagnostics = _diagnostics(problem, stage, workdir, state, start)
+  recorder = None
+  if stage == "student":
+    recorder = _Diagnostics(problem, workdir, begin.signs, begin.signs_of, start)
+    if not start:
+      recorder.write(state, 0)
+
+  def replaced():
+    """Examples of all processes so far that stood in for one that could not be read."""
+    own = stream.skipped
+    if jax.process_count() > 1 and config.data.skip_unreadable:
+      own = int(multihost_utils.process_allgather(np.array(own)).sum())
+    return begin.replaced + own
+
+  def save(step):
+    tree = {"state": state, "projections": frozen.get("projections", ()), "signs": recorder.signs if recorder else ()}
+    # A run that is stopped between two log lines goes on to write the line of all their steps.
+    rows = [{name: float(value) for name, value in row.items()} for row in pending]
+    checkpoints.save(step, tree, dict(
+        stage=stage, step=step, next_batch=step, pending=rows, replaced=replaced(),
+        signs_of=recorder.last if recorder else 0, config=config.to_dict(),
+    ))  # fmt: skip
+
   stream = network_batches(problem, stage, mesh, start, workdir)
-  bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=jax.process_index() != 0, mininterval=1.0)
-  pending, since = [], time.perf_counter()
+  bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=not first, mininterval=1.0)
+  skipped = int(state.skipped)
   try:
+    batch = clock.next(stream)
+    # Ahead of the first step, so that no step's time holds it; a signal is served when it returns.
+    compiled = train_step.lower(state, frozen, batch).compile()
+    clock.start()
     for step in range(start + 1, steps + 1):
-      state, metrics = train_step(state, frozen, next(stream))
+      state, metrics = compiled(state, frozen, batch)
       pending.append(metrics)
       bar.update()
+      stop = preemption.requested()
       if step % config.log.every and step != steps:
+        if stop:
+          save(step)
+          break
+        batch = clock.next(stream)
         continue
       # The only place where the host waits for the device.
       rows = jax.device_get(pending)
-      ok = bool(state.ok)
-      seconds, images = time.perf_counter() - since, len(rows) * config[stage].batch_size
-      scalars = {name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]}
-      scalars["learning_rate"] = float(rows[-1]["learning_rate"])
-      if not ok:
+      count, pending = int(state.skipped), []
+      if count > skipped and (config.guard.non_finite == "stop" or count - skipped >= len(rows)):
+        where = f"at step {int(state.step) + 1}" if config.guard.non_finite == "stop" else f"at all steps to {step}"
         raise TrainingError(
-            f"{stage}: the loss or a gradient is not finite at step {int(state.step) + 1}; the checkpoint of step"
+            f"{stage}: the loss or a gradient is not finite {where}; the checkpoint of step"
             f" {checkpoints.latest_step() or 'none'} is kept. Begin another --workdir with a lower"
             f" {stage}.learning_rate"
         )
-      writer.write(step, {**scalars, "images_per_second": images / seconds})
-      bar.set_postfix(loss=f"{scalars['loss']:.4f}")
-      if step % config.checkpoint.every == 0 or step == steps:
-        # Before the checkpoint: whoever resumes from it finds this row.
-        write_diagnostics(state, step)
-        checkpoints.save(step, {"state": state, "projections": projections})
+      scalars, timing = _summary(rows), clock.end(step)
+      timing["images_per_second"] = (len(rows) - earlier) * config[stage].batch_size / timing.pop("seconds")
+      earlier = 0
+      if count > skipped:
+        _warn(f"{stage}: {count - skipped} steps before step {step} had no finite loss or gradient and were skipped")
+        skipped = count
+      scalars |= dict(skipped_steps=skipped, replaced_examples=replaced())
+      if (times := divergence.check(scalars["loss"])) is not None:
+        scalars["loss_over_median"] = times
+        _warn(f"{stage}: the loss at step {step}, {scalars['loss']:.4g}, is {times:.1f} times its running median")
+      writer.write(step, {**scalars, **timing})
+      bar.set_postfix(loss=f"{scalars['loss']:.4f}", wait=f"{timing['data_wait']:.0%}")
       write_grid(state, step)
-      pending, since = [], time.perf_counter()
+      if step % config.checkpoint.every == 0 or step == steps or stop:
+        # Last: whoever resumes from a checkpoint finds all that stands before it.
+        if recorder and (step % config.checkpoint.every == 0 or step == steps):
+          recorder.write(state, step)
+        save(step)
+      if stop:
+        break
+      clock.start()
+      if step != steps:
+        batch = clock.next(stream)
+    checkpoints.wait()
+    if step != steps:
+      raise preemption.Preempted
   finally:
+    stream.close()
     bar.close()
     writer.close()
-    checkpoints.close()
   return state

@@ -197,8 +197,9 @@ def build(config, with_data=True):
   """
   check_config(config)
   data = config.data
+  mesh = sharding.config_mesh(config.mesh)
   for stage in ("teacher", "student"):
-    sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, sharding.make_mesh())
+    sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh, config.compute.accumulate)
   method = resolve_method(
       config.method, config.quant.weights, config.distill.projection, config.quant.progressive
   )

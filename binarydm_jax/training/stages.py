@@ -10,10 +10,11 @@ from binarydm_jax import quant
 from binarydm_jax.distill import fit_projections
 from binarydm_jax.training import sharding
 from binarydm_jax.training.checkpoint import Checkpoints
+from binarydm_jax.training.diagnostics import student_signs
 from binarydm_jax.training.feed import CALIBRATION, INIT, PROJECTION, STUDENT, TEACHER, network_batches, run_key
 from binarydm_jax.training.loop import TrainingError, run_stage
-from binarydm_jax.training.state import create_state, make_optimizer
-from binarydm_jax.training.step import draw, make_train_step, student_terms, teacher_terms
+from binarydm_jax.training.state import Begin, create_state, make_optimizer
+from binarydm_jax.training.step import draw, make_examples, make_train_step, student_terms, teacher_terms
 
 
 def stage_optimizer(problem, stage):
@@ -28,43 +29,32 @@ def stage_optimizer(problem, stage):
   )
 
 
-def steps_done(stage, workdir):
-  """The step of the newest checkpoint of `stage`, 0 if there is none."""
+def newest_state(problem, stage, workdir, least=None):
+  """(step, TrainState) of the newest checkpoint of a stage in `workdir`, on all devices.
+
+  Args:
+    least: steps that must be done; None takes the config's, a finished stage.
+  Raises:
+    TrainingError: there is no checkpoint, or fewer steps are done.
+  """
+  least = problem.config[stage].steps if least is None else least
   checkpoints = Checkpoints(Path(workdir) / stage)
   try:
-    return checkpoints.latest_step() or 0
+    found = checkpoints.restore(abstract_checkpoint(problem, stage, sharding.make_mesh()))
   finally:
     checkpoints.close()
-
-
-def is_finished(problem, stage, workdir):
-  """Whether the newest checkpoint of `stage` is its last step."""
-  return steps_done(stage, workdir) >= problem.config[stage].steps
+  step = found[0] if found else 0
+  if step < least:
+    mode = {"teacher": "pretrain", "student": "binarize"}[stage]
+    raise TrainingError(
+        f"{Path(workdir) / stage} holds no finished {stage} (step {step} of {least}); run --mode={mode} first"
+    )
+  return step, found[1]["state"]
 
 
 def restore_ema(problem, stage, workdir, steps=None):
-  """The averaged variables of a finished stage in `workdir`, replicated over all devices.
-
-  Args:
-    steps: how many steps a finished stage has; None takes the config's.
-
-  Raises:
-    TrainingError: there is no checkpoint, or training is not finished.
-  """
-  like = abstract_checkpoint(problem, stage, sharding.make_mesh())
-  steps = steps or problem.config[stage].steps
-  checkpoints = Checkpoints(Path(workdir) / stage)
-  step = checkpoints.latest_step()
-  try:
-    if step is None or step < steps:
-      mode = {"teacher": "pretrain", "student": "binarize"}[stage]
-      raise TrainingError(
-          f"{Path(workdir) / stage} holds no finished {stage} (step {step or 0} of {steps});"
-          f" run --mode={mode} first"
-      )
-    return checkpoints.restore(like)["state"].ema
-  finally:
-    checkpoints.close()
+  """The averaged variables of a finished stage in `workdir`; steps and errors as `least` in `newest_state`."""
+  return newest_state(problem, stage, workdir, steps)[1].ema
 
 
 def _projection_shapes(problem):
@@ -83,47 +73,87 @@ def _projection_shapes(problem):
 
 
 def abstract_checkpoint(problem, stage, mesh):
-  """Shapes of a stage's checkpoint, replicated over the mesh."""
+  """Shapes of a stage's checkpoint, sharded over the mesh as training has it."""
   model = problem.teacher if stage == "teacher" else problem.student
   optimizer, _ = stage_optimizer(problem, stage)
   state = jax.eval_shape(
       lambda *inputs: create_state(dict(model.init(jax.random.key(0), *inputs)), optimizer), *problem.inputs()
   )
-  tree = {"state": state, "projections": _projection_shapes(problem) if stage == "student" else ()}
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree)
+  projections, signs = (), ()
+  if stage == "student":
+    projections = _projection_shapes(problem)
+    signs = jax.eval_shape(functools.partial(student_signs, table=problem.table), state.variables)
+  shardings = {
+      "state": _shardings(problem, state, mesh),
+      "projections": jax.tree.map(lambda _: sharding.replicated(mesh), projections),
+      "signs": jax.tree.map(lambda _: sharding.replicated(mesh), signs),
+  }
+  tree = {"state": state, "projections": projections, "signs": signs}
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def _state_on_mesh(variables, optimizer, mesh):
-  """The state before the first step, replicated; `variables` are copied, since the state is donated."""
-  return jax.jit(lambda v: create_state(jax.tree.map(jnp.copy, v), optimizer), out_shardings=sharding.replicated(mesh))(
-      variables
+def _shardings(problem, tree, mesh):
+  return sharding.shardings_of(tree, mesh, problem.config.mesh.min_size)
+
+
+def _state_on_mesh(problem, variables, optimizer, mesh):
+  """The state before the first step; `variables` are copied, since the state is donated."""
+  create = lambda v: create_state(jax.tree.map(jnp.copy, v), optimizer)
+  shardings = _shardings(problem, jax.eval_shape(create, variables), mesh)
+  return jax.jit(create, out_shardings=shardings)(variables)
+
+
+def _run(problem, stage, workdir, mesh, model, make_begin, make_step):
+  """Trains a stage from its newest checkpoint that can be read, or from its beginning; returns averaged variables.
+
+  Args:
+    make_begin: (found or None) -> (Begin, frozen); found is (step, tree, facts) of a checkpoint.
+    make_step: (state, frozen) -> the compiled step.
+  """
+  config = problem.config
+  checkpoints = Checkpoints(Path(workdir) / stage, config.checkpoint.keep, writes=True)
+  try:
+    found = checkpoints.restore(abstract_checkpoint(problem, stage, mesh), set_aside=True)
+    if found and found[0] >= config[stage].steps:
+      return sharding.gather(found[1]["state"].ema, mesh)
+    begin, frozen = make_begin(found)
+    step = make_step(begin.state, frozen)
+    state = run_stage(problem, stage, workdir, model, step, begin, frozen, mesh, checkpoints)
+    return sharding.gather(state.ema, mesh)
+  finally:
+    checkpoints.close()
+
+
+def _train_step(problem, stage, terms, weights, model, stream, state, frozen):
+  config = problem.config
+  optimizer, learning_rate = stage_optimizer(problem, stage)
+  examples_of = functools.partial(
+      make_examples, model, problem.schedule, config.diffusion.target, config[stage].label_dropout
   )
+  return make_train_step(
+      terms, examples_of, weights, optimizer, learning_rate, config[stage].ema_decay, run_key(problem, stream), state,
+      frozen, accumulate=config.compute.accumulate, skip=config.guard.non_finite == "skip",
+  )  # fmt: skip
 
 
 def pretrain(problem, workdir, mesh=None):
-  """Trains the full-precision teacher; returns its averaged variables {"params"}."""
-  if is_finished(problem, "teacher", workdir):
-    return restore_ema(problem, "teacher", workdir)
-  mesh = mesh or sharding.make_mesh()
-  config = problem.config
-  optimizer, learning_rate = stage_optimizer(problem, "teacher")
-  terms = teacher_terms(
-      problem.teacher,
-      problem.schedule,
-      config.diffusion.target,
-      config.diffusion.loss,
-      config.teacher.label_dropout,
-  )
-  train_step = make_train_step(
-      terms, {"simple": 1.0}, optimizer, learning_rate, config.teacher.ema_decay, run_key(problem, TEACHER)
-  )
-  if steps_done("teacher", workdir):
-    state = abstract_checkpoint(problem, "teacher", mesh)["state"]  # its values come from the checkpoint
-  else:
+  """Trains the full-precision teacher, if it is not finished; returns its averaged variables {"params"}."""
+  mesh = mesh or sharding.config_mesh(problem.config.mesh)
+
+  def begin(found):
+    if found:
+      step, tree, facts = found
+      return Begin(step, tree["state"], tuple(facts["pending"]), facts["replaced"]), {}
     # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
     variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
-    state = _state_on_mesh(sharding.put_replicated(variables, mesh), optimizer, mesh)
-  return run_stage(problem, "teacher", workdir, problem.teacher, train_step, state, {}, mesh).ema
+    optimizer, _ = stage_optimizer(problem, "teacher")
+    return Begin(0, _state_on_mesh(problem, sharding.put_replicated(variables, mesh), optimizer, mesh)), {}
+
+  def step(state, frozen):
+    terms = teacher_terms(problem.teacher, problem.config.diffusion.loss)
+    return _train_step(problem, "teacher", terms, {"simple": 1.0}, problem.teacher, TEACHER, state, frozen)
+
+  return _run(problem, "teacher", workdir, mesh, problem.teacher, begin, step)
 
 
 def prepare_student(problem, teacher_params, mesh, workdir=None):
@@ -137,11 +167,15 @@ def initial_student(problem, teacher_params, parts, mesh):
   """(state, frozen): scales and steps calibrated on the batches `parts`, projections fitted on the first of them.
 
   Timesteps are drawn uniformly from the run's seed.
+
+  Args:
+    teacher_params: on every device of the mesh.
   """
   config = problem.config
   labels_used = config.model.class_conditional
+  everywhere = sharding.replicated(mesh)
 
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  @functools.partial(jax.jit, out_shardings=everywhere)
   def calibrate(params, parts, key):
     images = jnp.concatenate([part["image"] for part in parts])
     labels = jnp.concatenate([part["label"] for part in parts]) if labels_used else None
@@ -157,47 +191,49 @@ def initial_student(problem, teacher_params, parts, mesh):
   variables = {"params": teacher_params, "quant": calibrate(teacher_params, parts, key)}
   projections = ()
   if problem.distil:
-    projections = fit_projections(
-        teacher_features(teacher_params, parts[0], key),
-        run_key(problem, PROJECTION),
-        method=problem.method.projection,
-        reduction=config.distill.reduction,
-    )
+    fit = functools.partial(fit_projections, method=problem.method.projection, reduction=config.distill.reduction)
+    features = teacher_features(teacher_params, parts[0], key)
+    projections = jax.jit(fit, out_shardings=everywhere)(features, run_key(problem, PROJECTION))
   optimizer, _ = stage_optimizer(problem, "student")
-  state = _state_on_mesh(variables, optimizer, mesh)
-  return state, {"teacher": teacher_params, "projections": sharding.put_replicated(projections, mesh)}
+  state = _state_on_mesh(problem, variables, optimizer, mesh)
+  return state, _frozen(problem, teacher_params, projections, mesh)
 
 
-def student_train_step(problem):
-  """The compiled step of quantization-aware training with distillation."""
+def _frozen(problem, teacher_params, projections, mesh):
+  """What the student's step is given and does not train; no teacher where nothing is distilled."""
+  teacher = sharding.put(teacher_params, _shardings(problem, teacher_params, mesh)) if problem.distil else ()
+  return {"teacher": teacher, "projections": projections}
+
+
+def student_train_step(problem, state, frozen):
+  """The compiled step of quantization-aware training with distillation, for what `initial_student` gives."""
   config = problem.config
-  optimizer, learning_rate = stage_optimizer(problem, "student")
   terms = student_terms(
-      problem.student,
-      problem.teacher,
-      problem.table,
-      problem.schedule,
-      config.diffusion.target,
-      config.diffusion.loss,
-      problem.gates_fn,
-      problem.distil,
-      config.student.label_dropout,
+      problem.student, problem.teacher, problem.table, config.diffusion.loss, problem.gates_fn, problem.distil
   )
   weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
-  return make_train_step(
-      terms, weights, optimizer, learning_rate, config.student.ema_decay, run_key(problem, STUDENT)
+  return _train_step(problem, "student", terms, weights, problem.student, STUDENT, state, frozen)
+
+
+def binarize(problem, workdir, get_teacher, mesh=None):
+  """Trains the binarized student from the teacher, if it is not finished; returns its averaged {"params", "quant"}.
+
+  Args:
+    get_teacher: () -> the teacher's parameters; called only if there is something to train.
+  """
+  mesh = mesh or sharding.config_mesh(problem.config.mesh)
+
+  def begin(found):
+    teacher = sharding.put_replicated(get_teacher(), mesh)
+    if found:
+      step, tree, facts = found
+      frozen = _frozen(problem, teacher, tree["projections"], mesh)
+      pending, replaced = tuple(facts["pending"]), facts["replaced"]
+      return Begin(step, tree["state"], pending, replaced, tree["signs"], facts["signs_of"]), frozen
+    state, frozen = prepare_student(problem, teacher, mesh, workdir)
+    signs = jax.jit(functools.partial(student_signs, table=problem.table), out_shardings=sharding.replicated(mesh))
+    return Begin(0, state, signs=signs(state.variables)), frozen
+
+  return _run(
+      problem, "student", workdir, mesh, problem.student, begin, functools.partial(student_train_step, problem)
   )
-
-
-def binarize(problem, workdir, teacher_params, mesh=None):
-  """Trains the binarized student from the teacher; returns its averaged variables {"params", "quant"}."""
-  if is_finished(problem, "student", workdir):
-    return restore_ema(problem, "student", workdir)
-  mesh = mesh or sharding.make_mesh()
-  teacher_params = sharding.put_replicated(teacher_params, mesh)
-  if steps_done("student", workdir):
-    begun = abstract_checkpoint(problem, "student", mesh)  # its values come from the checkpoint
-    state, frozen = begun["state"], {"teacher": teacher_params, "projections": begun["projections"]}
-  else:
-    state, frozen = prepare_student(problem, teacher_params, mesh, workdir)
-  return run_stage(problem, "student", workdir, problem.student, student_train_step(problem), state, frozen, mesh).ema

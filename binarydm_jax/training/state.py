@@ -1,5 +1,7 @@
 """Training state, optimizer and learning-rate schedule."""
 
+from typing import Any, NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,34 @@ class TrainState:
     variables: {"params": latent weights, "quant": scales and steps (student only)}, float32.
     ema: exponential moving average of `variables`.
     opt_state: optax.
-    ok: bool scalar, False from the first non-finite loss or gradient on; the rest is frozen at the step before it.
+    skipped: int32 scalar, steps whose loss or gradient was not finite and whose update was therefore left out.
   """
 
   step: jax.Array
   variables: dict
   ema: dict
   opt_state: optax.OptState
-  ok: jax.Array
+  skipped: jax.Array
+
+
+class Begin(NamedTuple):
+  """What a stage goes on from.
+
+  Attributes:
+    step: steps done; 0 for a new stage.
+    state: TrainState.
+    pending: metrics (dicts of numbers) of the steps since the last log line.
+    replaced: examples so far that stood in for one that could not be read.
+    signs: of the student at its last row of diagnostics, see `diagnostics.student_signs`; () for the teacher.
+    signs_of: the step of that row.
+  """
+
+  step: int
+  state: TrainState
+  pending: tuple = ()
+  replaced: int = 0
+  signs: Any = ()
+  signs_of: int = 0
 
 
 def make_optimizer(steps, learning_rate, warmup_steps, weight_decay, clip_norm, quant_factor=1.0):
@@ -61,5 +83,5 @@ def create_state(variables, optimizer):
       variables=variables,
       ema=jax.tree.map(jnp.copy, variables),
       opt_state=optimizer.init(variables),
-      ok=jnp.array(True),
+      skipped=jnp.zeros((), jnp.int32),
   )

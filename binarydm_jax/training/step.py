@@ -1,4 +1,4 @@
-"""The loss terms of teacher and student, and the one jitted training step that serves both."""
+"""What is drawn for a step, the loss terms of teacher and student, and the one jitted step that serves both."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,9 @@ import optax
 
 from binarydm_jax.diffusion import q_sample, training_target
 from binarydm_jax.distill import lrm_loss
+from binarydm_jax.mesh import over_batch, replicated
+from binarydm_jax.models.dropout import example_keys
+from binarydm_jax.training.gradient import make_gradient
 from binarydm_jax.training.state import TrainState
 
 
@@ -54,50 +57,60 @@ def mean_scale(scales):
   return sum(jnp.mean(jnp.abs(s)) for s in scales) / len(scales)
 
 
-def _labels(model, batch, part, key):
-  """Labels for the model, some of them dropped; None for an unconditional one."""
-  # A key of its own, folded in, leaves the other draws as they are without it.
-  return drop_labels(batch["label"], model.num_classes, part, jax.random.fold_in(key, 1)) if model.num_classes else None
+def make_examples(model, schedule, target, label_dropout, batch, key):
+  """All that is random in a step, drawn for the global batch: a dict of arrays with one row an example.
+
+  Args:
+    batch: {"image": float32 [batch, h, w, c] in [-1, 1], "label": int32 [batch]}.
+    label_dropout: part of the labels that become the null class.
+  Returns:
+    {"x_t", "timesteps", "target"}, with "labels" for a class-conditional model and "dropout_keys" for one with dropout.
+  """
+  draw_key, dropout_key = jax.random.split(key)
+  x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
+  examples = {"x_t": x_t, "timesteps": timesteps, "target": wanted}
+  if model.num_classes:
+    # A key of its own, folded in, leaves the other draws as they are without it.
+    label_key = jax.random.fold_in(key, 1)
+    examples["labels"] = drop_labels(batch["label"], model.num_classes, label_dropout, label_key)
+  if model.dropout:
+    examples["dropout_keys"] = example_keys(dropout_key, len(x_t))
+  return examples
 
 
-def teacher_terms(model, schedule, target, loss, label_dropout=0.0):
-  """terms(variables, frozen, batch, key, step) -> (named loss terms, further metrics) of plain diffusion training."""
+def teacher_terms(model, loss):
+  """terms(variables, frozen, examples, step) -> (named loss terms, further metrics) of plain diffusion training."""
 
-  def terms(variables, frozen, batch, key, step):
+  def terms(variables, frozen, examples, step):
     del frozen, step
-    draw_key, dropout_key = jax.random.split(key)
-    x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
-    labels = _labels(model, batch, label_dropout, key)
-    prediction, _ = model.apply(variables, x_t, timesteps, labels, train=True, rngs={"dropout": dropout_key})
-    return {"simple": prediction_loss(loss, prediction, wanted)}, {}
+    prediction, _ = model.apply(
+        variables, examples["x_t"], examples["timesteps"], examples.get("labels"), None, examples.get("dropout_keys")
+    )
+    return {"simple": prediction_loss(loss, prediction, examples["target"])}, {}
 
   return terms
 
 
-def student_terms(model, teacher, table, schedule, target, loss, gates_fn, distil, label_dropout=0.0):
+def student_terms(model, teacher, table, loss, gates_fn, distil):
   """The same for quantization-aware training with distillation.
 
   Args:
     model, teacher: the same network with and without rules.
     table: path -> LayerRule of the student.
+    loss: "l2" or "l1".
     gates_fn: step -> quant.Gates, or None when nothing changes over time.
     distil: whether the LRM term is part of the loss (else the teacher is not run).
-    label_dropout: part of the labels that become the null class.
   Returns:
-    terms(variables, frozen, batch, key, step); frozen is {"teacher": params, "projections": tuple}.
+    terms(variables, frozen, examples, step); frozen is {"teacher": params, "projections": tuple}.
   """
 
-  def terms(variables, frozen, batch, key, step):
-    draw_key, dropout_key = jax.random.split(key)
-    x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
-    labels = _labels(model, batch, label_dropout, key)
+  def terms(variables, frozen, examples, step):
+    inputs = examples["x_t"], examples["timesteps"], examples.get("labels")
     gates = gates_fn(step) if gates_fn else None
-    prediction, features = model.apply(
-        variables, x_t, timesteps, labels, gates, train=True, rngs={"dropout": dropout_key}
-    )
-    values = {"simple": prediction_loss(loss, prediction, wanted)}
+    prediction, features = model.apply(variables, *inputs, gates, examples.get("dropout_keys"))
+    values = {"simple": prediction_loss(loss, prediction, examples["target"])}
     if distil:
-      _, targets = teacher.apply({"params": frozen["teacher"]}, x_t, timesteps, labels)
+      _, targets = teacher.apply({"params": frozen["teacher"]}, *inputs)
       values["lrm"] = lrm_loss(features, jax.lax.stop_gradient(targets), frozen["projections"])
     metrics = {}
     evolving, kept = second_scales(variables.get("quant", {}), table)
@@ -112,37 +125,52 @@ def student_terms(model, teacher, table, schedule, target, loss, gates_fn, disti
   return terms
 
 
-def make_train_step(terms, weights, optimizer, learning_rate, ema_decay, base_key):
+def make_train_step(
+  terms, examples_of, weights, optimizer, learning_rate, ema_decay, base_key, state, frozen, *, accumulate=1, skip=False
+):
   """One compiled step: losses, gradients, optimizer, EMA. The state is donated.
 
   Args:
-    terms: from `teacher_terms` or `student_terms`.
+    terms: from `teacher_terms` or `student_terms`: means over the rows of the examples.
+    examples_of: (batch, key) -> dict of arrays, as from `make_examples`.
     weights: name -> weight of each loss term.
     optimizer, learning_rate: from `make_optimizer`.
     ema_decay: warmed up as min(decay, (1 + n) / (10 + n)).
     base_key: of the run; the step's randomness is `fold_in(base_key, step)`.
+    state, frozen: what the step will be given (or abstract): their shardings say how the work is shared out.
+    accumulate: see `make_gradient`.
+    skip: what a loss or a gradient that is not finite does. True: the update is left out, and training goes on; False:
+      the state stays as it is from then on, without asking the host.
   Returns:
     train_step(state, frozen, batch) -> (state, metrics of scalars).
   """
+  shardings, fixed = (jax.tree.map(lambda x: x.sharding, tree) for tree in (state, frozen))
+  mesh = state.step.sharding.mesh
+  rows = over_batch(mesh)
 
-  def loss_fn(variables, frozen, batch, key, step):
-    values, metrics = terms(variables, frozen, batch, key, step)
+  def loss_fn(variables, frozen, examples, step):
+    values, metrics = terms(variables, frozen, examples, step)
     loss = sum(weights[name] * value for name, value in values.items())
     return loss, {"loss": loss, **values, **metrics}
 
+  specs = [jax.tree.map(lambda s: s.spec, tree) for tree in (shardings.variables, fixed)]
+  gradient_of = make_gradient(loss_fn, mesh, *specs, accumulate)
+
   def train_step(state, frozen, batch):
-    key = jax.random.fold_in(base_key, state.step)
-    gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.variables, frozen, batch, key, state.step)
+    examples = examples_of(batch, jax.random.fold_in(base_key, state.step))
+    examples = jax.lax.with_sharding_constraint(examples, rows)
+    gradients, metrics = gradient_of(state.variables, frozen, examples, state.step)
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables)
     variables = optax.apply_updates(state.variables, updates)
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
-    ok = state.ok & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    new = TrainState(state.step + 1, variables, ema, opt_state, ok)
-    # From the first non-finite value on nothing changes any more, without asking the host.
-    new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state.replace(ok=ok))
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    ok = finite if skip else finite & (state.skipped == 0)
+    new = TrainState(state.step + 1, variables, ema, opt_state, state.skipped)
+    left = state.replace(step=state.step + skip, skipped=state.skipped + 1)
+    new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, left)
     return new, {**metrics, "grad_norm": norm, "learning_rate": learning_rate(state.step)}
 
-  return jax.jit(train_step, donate_argnums=0)
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from binarydm_jax.diffusion import SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
+from binarydm_jax.diffusion import SAMPLERS, SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
 from binarydm_jax.distill import PROJECTIONS
 from binarydm_jax.evaluation import features
-from binarydm_jax.evaluation.sampling import SAMPLERS
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
+from binarydm_jax.models.unet import REMAT
 from binarydm_jax.quant.rules import WEIGHT_PRESETS
 
 CHOICES = {
@@ -15,12 +15,16 @@ CHOICES = {
   "model.layout": tuple(LAYOUTS),
   "first_stage.kind": ("none", *KINDS),
   "compute.dtype": ("float32", "bfloat16"),
+  "compute.remat": tuple(REMAT),
+  "guard.non_finite": ("stop", "skip"),
   "diffusion.target": TARGETS,
   "diffusion.loss": ("l2", "l1"),
   "quant.weights": ("method", *WEIGHT_PRESETS),
   "quant.edges": ("float", "8bit"),
   "quant.progressive": ("method", "none", "blocks", "levels"),
   "distill.projection": ("method", *PROJECTIONS, "off"),
+  "export.remainder": ("float32", "bfloat16"),
+  "sample.backend": ("auto", "xla", "cpu", "float"),
   "sample.sampler": tuple(SAMPLERS),
   "sample.spacing": SPACINGS,
   "evaluation.feature_network": features.NAMES,
@@ -49,6 +53,8 @@ AT_LEAST_ONE = (
   "log.samples",
   "checkpoint.every",
   "checkpoint.keep",
+  "compute.accumulate",
+  "mesh.fsdp",
   "sample.num_images",
   "sample.batch_size",
   "evaluation.num_samples",
@@ -57,7 +63,13 @@ AT_LEAST_ONE = (
   "evaluation.batch_size",
 )
 AT_LEAST_ZERO = (
+  "data.threads",
+  "data.workers",
+  "data.prefetch",
   "evaluation.reference_images",
+  "guard.divergence",
+  "mesh.data",
+  "mesh.min_size",
   "model.num_head_channels",
   "model.num_classes",
   "model.context_dim",

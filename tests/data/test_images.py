@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-from absl import logging
 from PIL import Image
 
 from binarydm_jax.data import batches, open_source, read_all
@@ -143,19 +142,21 @@ def test_truncated_image_is_named_when_read(tmp_path, ending):
     next(batches(source, batch_size=1, seed=0))
 
 
-def test_unreadable_images_are_left_out_with_one_warning(tmp_path, monkeypatch):
-  warnings = []
-  monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
-  for i in range(4):
-    _save(tmp_path / f"{i}.png", i)
-  _truncate(tmp_path / "5.jpg")
-  (tmp_path / "6.png").write_text("no image")
-  sources = [_open(f"folder:{tmp_path}", split, skip_unreadable=True) for split in ("train", "test")]
-  assert sorted(np.concatenate([read_all(source)[0] for source in sources])[:, 0, 0, 0]) == [0, 1, 2, 3]
-  assert len(warnings) == 2 and warnings[0] == warnings[1]  # One for each of the two sources.
-  assert "2 of 6" in warnings[0] and "5.jpg" in warnings[0]
+def test_unreadable_images_are_replaced_and_move_nothing(tmp_path):
+  for i in range(6):
+    _save(tmp_path / f"{i}.png", 10 * i)
+  spec = f"folder:{tmp_path}"
+  whole = [read_all(_open(spec, split, skip_unreadable=True))[0][:, 0, 0, 0].tolist() for split in ("train", "test")]
+  assert sorted(sum(whole, [])) == [0, 10, 20, 30, 40, 50]
+  # One by its header, one by its pixels: neighbours in the training split, so the third takes the place of both.
+  (tmp_path / f"{whole[0][1] // 10}.png").write_text("no image")
+  _truncate(tmp_path / f"{whole[0][2] // 10}.png")
+  left = [read_all(_open(spec, split, skip_unreadable=True))[0][:, 0, 0, 0].tolist() for split in ("train", "test")]
+  assert left == [[whole[0][0], whole[0][3], whole[0][3], *whole[0][3:]], whole[1]]
 
 
 def test_folder_of_unreadable_images_only(tmp_path):
-  (tmp_path / "a.png").write_text("no image")
-  _fails("none of the 1", "a.png", spec=f"folder:{tmp_path}", skip_unreadable=True)
+  for name in ("a.png", "b.png"):
+    (tmp_path / name).write_text("no image")
+  with pytest.raises(ValueError, match=r"none of 1 examples.*[ab]\.png.*repair"):
+    _open(f"folder:{tmp_path}", skip_unreadable=True)[0]

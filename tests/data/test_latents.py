@@ -214,7 +214,7 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path, flip):
   latents = open_latents(write(tmp_path))
   arguments = {"batch_size": 4, "seed": 3, "flip": flip}
   whole = _take(latents, 6, **arguments)
-  late = _take(latents, 2, start_step=4, num_threads=0, **arguments)
+  late = _take(latents, 2, start_step=4, threads=0, **arguments)
   parts = [_take(latents, 6, process_index=k, process_count=2, **arguments) for k in range(2)]
   for key in ("moments", "label"):
     for step in range(6):

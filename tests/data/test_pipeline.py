@@ -57,7 +57,7 @@ def test_a_batch_may_hold_several_epochs():
 def test_order_depends_on_the_seed_only():
   source = _numbered(50)
   first = _labels(source, 4, batch_size=10, seed=3)
-  np.testing.assert_array_equal(first, _labels(source, 4, batch_size=10, seed=3, num_threads=0, prefetch=0))
+  np.testing.assert_array_equal(first, _labels(source, 4, batch_size=10, seed=3, threads=0, prefetch=0))
   assert (first != _labels(source, 4, batch_size=10, seed=4)).any()
 
 
@@ -84,7 +84,7 @@ def test_late_start_reads_no_more_than_it_returns():
     return np.zeros((1, 1, 1), np.uint8), i
 
   source = Source("counted", 10, range(10), read)
-  next(batches(source, batch_size=4, seed=0, start_step=10**12, num_threads=0))
+  next(batches(source, batch_size=4, seed=0, start_step=10**12, threads=0))
   assert len(reads) == 4
 
 
@@ -131,7 +131,7 @@ def test_flip_leaves_the_source_untouched():
     ({"seed": -1}, "seed is -1"),
     ({"seed": 2**32}, "seed is 4294967296"),
     ({"start_step": -1}, "start_step is -1"),
-    ({"num_threads": -1}, "num_threads is -1"),
+    ({"threads": -1}, "threads=-1"),
   ],
 )
 def test_impossible_arguments_are_named(arguments, message):

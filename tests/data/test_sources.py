@@ -1,15 +1,14 @@
 """Digits, npz and TFDS sources: their examples, their splits, and each error they raise."""
 
-import io
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from binarydm_jax.data import batches, open_source, read_all
+from tests.data.tiny_tfds import prepare
 
 
 def _open(spec, split="train", image_size=4, channels=1, **arguments):
@@ -134,39 +133,9 @@ def test_npz_that_is_something_else(tmp_path):
 # TFDS.
 
 
-def _prepare(data_dir, features=None, name="tiny_images"):
-  """Writes a real TFDS set as array_record; images go in as PNG, since TFDS needs TensorFlow to encode an array."""
-  import tensorflow_datasets as tfds
-
-  def examples(split, count):
-    for i in range(count):
-      file = io.BytesIO()
-      Image.new("RGB", (12, 10), (i, 100 if split == "test" else 0, 0)).save(file, "PNG")
-      file.seek(0)
-      yield i, features[1](i) if features else {"image": file, "label": i % 3}
-
-  # Unregistered, so that TFDS finds the set by its files alone, as it does in another program.
-  class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-      spec = {"image": tfds.features.Image(shape=(10, 12, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features[0] if features else spec))
-
-    def _split_generators(self, download_manager):
-      return {"train": examples("train", 12), "test": examples("test", 5)}
-
-    def _generate_examples(self):
-      raise NotImplementedError
-
-  Images.name = name
-  Images(data_dir=data_dir, file_format="array_record").download_and_prepare()
-  return str(data_dir)
-
-
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-  return _prepare(tmp_path_factory.mktemp("tfds"))
+  return prepare(tmp_path_factory.mktemp("tfds"))
 
 
 def test_tfds_reads_named_splits(tfds_dir):
@@ -203,17 +172,39 @@ def test_tfds_errors(tfds_dir, tmp_path):
 
 
 def test_tfds_set_in_another_format(tmp_path):
-  _prepare(tmp_path)
+  prepare(tmp_path)
   info = tmp_path / "tiny_images" / "1.0.0" / "dataset_info.json"
   assert '"array_record"' in info.read_text()
   info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
   _fails("'tiny_images'", "not as array_record", "file_format=", spec="tfds:tiny_images", data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("keep", [0, 1000, 0.5, -1])
+@pytest.mark.parametrize("skip_unreadable", [False, True])
+def test_tfds_file_that_is_cut_short_fails_when_opened(tmp_path, keep, skip_unreadable):
+  prepare(tmp_path)
+  file = next(tmp_path.rglob("*-train.array_record*"))
+  data = file.read_bytes()
+  file.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else keep])
+  _fails(
+    str(file), "data.source", "remove its folder", "download_and_prepare",
+    spec="tfds:tiny_images", data_dir=str(tmp_path), skip_unreadable=skip_unreadable,
+  )  # fmt: skip
+
+
+def test_tfds_file_that_is_missing_or_another(tmp_path):
+  prepare(tmp_path)
+  train, test = (next(tmp_path.rglob(f"*-{split}.array_record*")) for split in ("train", "test"))
+  train.write_bytes(test.read_bytes())
+  _fails(str(train), "5 records where 12 belong", spec="tfds:tiny_images", data_dir=str(tmp_path))
+  train.unlink()
+  _fails(str(train), "No such file", spec="tfds:tiny_images", data_dir=str(tmp_path))
+
+
 def test_tfds_set_without_images(tmp_path):
   import tensorflow_datasets as tfds
 
-  _prepare(tmp_path, ({"text": tfds.features.Text()}, lambda i: {"text": "x"}), name="only_text")
+  prepare(tmp_path, ({"text": tfds.features.Text()}, lambda i: {"text": "x"}), name="only_text")
   _fails("only_text", "'image'", "text", spec="tfds:only_text", data_dir=str(tmp_path))
 
 

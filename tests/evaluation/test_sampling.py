@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from binarydm_jax.diffusion import make_schedule
-from binarydm_jax.evaluation.sampling import SAMPLERS, generate, guided, make_draw, make_sampler, to_uint8
+from binarydm_jax.diffusion import SAMPLERS, guided, make_sampler, make_schedule
+from binarydm_jax.evaluation.sampling import generate, make_draw, to_uint8
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE = make_schedule("linear", 20, 1e-2, 0.3)
@@ -152,7 +152,8 @@ def unet():
 
 DEVICES = """
 import jax, numpy as np
-from binarydm_jax.evaluation.sampling import make_draw, make_sampler
+from binarydm_jax.diffusion import make_sampler
+from binarydm_jax.evaluation.sampling import make_draw
 from tests.evaluation.test_sampling import SCHEDULE, unet
 
 assert len(jax.devices()) == 4

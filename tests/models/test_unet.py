@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from binarydm_jax.models import UNet
 from binarydm_jax.models.attention import SelfAttention
 from binarydm_jax.models.blocks import Block, ResBlock
+from binarydm_jax.models.dropout import example_keys
 from binarydm_jax.models.embedding import timestep_embedding
 from binarydm_jax.models.unet import EDGES
 from binarydm_jax.quant import calibrate, gates_at, preset, progressive_rings, resolve
@@ -229,14 +230,15 @@ def test_class_conditional_needs_labels_and_uses_them():
   assert np.abs(a[1] - b[1]).max() > 1e-3
 
 
-def test_dropout_needs_a_key_and_acts_only_in_training(params):
+def test_dropout_acts_with_keys_alone_and_belongs_to_examples(params):
+  """Without keys the program is that without dropout; an example's masks depend on its key, not on its neighbours."""
   model = TINY.clone(dropout=0.5)
-  with pytest.raises(Exception, match="dropout"):
-    jax.eval_shape(lambda: model.apply({"params": params}, X, T, train=True))
-  run = _jit(lambda key: model.apply({"params": params}, X, T, train=True, rngs={"dropout": key})[0])
-  first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+  run = _jit(lambda keys: model.apply({"params": params}, X, T, dropout_keys=keys)[0])
+  keys = example_keys(jax.random.key(0), 4)
+  first, again, other = run(keys[:2]), run(keys[:2]), run(keys[jnp.array([0, 3])])
   np.testing.assert_array_equal(first, again)
-  assert np.abs(first - other).max() > 1e-3
+  np.testing.assert_allclose(first[0], other[0], atol=1e-6)
+  assert np.abs(first[1] - other[1]).max() > 1e-3
   assert _program(model) == _program(TINY)
 
 

@@ -10,8 +10,9 @@ import pytest
 from binarydm_jax import quant
 from binarydm_jax.training import diagnostics, loop, sharding
 from binarydm_jax.training.problem import build
-from binarydm_jax.training.state import TrainState
+from binarydm_jax.training.state import Begin, TrainState
 from tests import tiny
+from tests.training.fakes import Compiled, Memory
 
 TABLE = {
     "input_0/one": quant.LayerRule("one_basis", act_bits=4),
@@ -106,27 +107,6 @@ class Stopped(Exception):
   """Stands for whatever ends a run."""
 
 
-class Memory:
-  """Checkpoints that are kept in memory; orbax takes a second for each."""
-
-  kept = {}
-
-  def __init__(self, directory, keep=2):
-    self.saved = self.kept.setdefault(str(directory), {})
-
-  def latest_step(self):
-    return max(self.saved, default=None)
-
-  def save(self, step, tree):
-    self.saved[step] = tree
-
-  def restore(self, like):
-    return self.saved[self.latest_step()]
-
-  def close(self):
-    pass
-
-
 def run(problem, workdir, stop_at=None):
   """The student's loop around a step that costs nothing: all variables drift by the step's noise, in numpy."""
   rng = np.random.default_rng(0)
@@ -139,11 +119,14 @@ def run(problem, workdir, stop_at=None):
     noise = np.random.default_rng(state.step)
     drift = lambda x: (x + noise.normal(0, 0.5, x.shape)).astype(np.float32)
     variables = jax.tree.map(drift, state.variables)
-    return TrainState(state.step + 1, variables, (), (), True), {"loss": 1.0, "learning_rate": 1.0}
+    return TrainState(state.step + 1, variables, (), (), 0), {"loss": 1.0, "learning_rate": 1.0}
 
   workdir.mkdir(exist_ok=True)
-  state = TrainState(0, first, (), (), True)
-  loop.run_stage(problem, "student", workdir, problem.student, train_step, state, {}, sharding.make_mesh())
+  checkpoints = Memory(workdir)
+  state = TrainState(0, first, (), (), 0)
+  begin = checkpoints.begin(Begin(0, state, signs=diagnostics.student_signs(first, problem.table)))
+  step, mesh = Compiled(train_step), sharding.make_mesh()
+  loop.run_stage(problem, "student", workdir, problem.student, step, begin, {}, mesh, checkpoints)
 
 
 def test_interrupted_run_writes_the_same_rows(tmp_path, monkeypatch):
@@ -151,7 +134,6 @@ def test_interrupted_run_writes_the_same_rows(tmp_path, monkeypatch):
   compilation; the host reads the device at log steps, where those rows are taken."""
   problem = build(tiny.get_config(**{
       "model.channel_mult": (1,), "student.steps": 7, "log.every": 1, "checkpoint.every": 2, "method": "binarydm_v5"}))
-  monkeypatch.setattr(loop, "Checkpoints", Memory)
   traces, measure = [], diagnostics.measure
   monkeypatch.setattr(diagnostics, "measure", lambda *args: traces.append(1) or measure(*args))
   run(problem, tmp_path / "whole")
@@ -177,7 +159,6 @@ def test_interrupted_run_writes_the_same_rows(tmp_path, monkeypatch):
 
 def test_no_rows_if_they_are_not_wanted(tmp_path, monkeypatch):
   """log.diagnostics turns them off, and the device is then read once a log step; with them once more a row."""
-  monkeypatch.setattr(loop, "Checkpoints", Memory)
   reads, real = [], jax.device_get
   monkeypatch.setattr(loop.jax, "device_get", lambda x: reads.append(1) or real(x))
   counts = []

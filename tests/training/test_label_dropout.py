@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binarydm_jax.diffusion import make_schedule
-from binarydm_jax.training.step import drop_labels, teacher_terms
+from binarydm_jax.training.step import drop_labels, make_examples, teacher_terms
 
 
 def test_drop_labels():
@@ -21,9 +21,10 @@ def test_drop_labels():
 class FakeModel:
   """Predicts each example's label everywhere."""
 
-  num_classes = 5
+  num_classes, dropout = 5, 0.0
 
-  def apply(self, variables, x, timesteps, labels, **kwargs):
+  def apply(self, variables, x, timesteps, labels, gates, dropout_keys):
+    assert gates is None and dropout_keys is None
     self.labels = labels
     return jnp.broadcast_to(labels[:, None, None, None].astype(jnp.float32), x.shape), ()
 
@@ -33,7 +34,8 @@ def test_terms_drop_labels_of_their_batch():
   batch = {"image": jnp.zeros((64, 2, 2, 1)), "label": jnp.zeros(64, jnp.int32)}
   model, schedule, losses = FakeModel(), make_schedule("linear"), []
   for part in (0.0, 1.0):
-    values, _ = teacher_terms(model, schedule, "eps", "l2", part)({}, {}, batch, jax.random.key(3), 0)
+    examples = make_examples(model, schedule, "eps", part, batch, jax.random.key(3))
+    values, _ = teacher_terms(model, "l2")({}, {}, examples, 0)
     assert set(np.asarray(model.labels)) == ({5} if part else {0})
     losses.append(float(values["simple"]))
   # Mean (label - noise)^2 of the same noise: 25 - 2 * 5 * mean(noise) more.

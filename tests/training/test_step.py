@@ -1,5 +1,7 @@
 """The compiled training step: loss terms, gates without recompilation, EMA, optimizer, the non-finite flag."""
 
+from unittest import mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,14 +41,9 @@ def student_run(steps, **flat):
   state, frozen = stages.prepare_student(problem, teacher_params(problem), mesh)
   first = jax.tree.map(np.array, state)  # a copy: the state is donated
   chex.clear_trace_counter()
-  config = problem.config
-  optimizer, rate = stages.stage_optimizer(problem, "student")
-  terms = student_terms(
-      problem.student, problem.teacher, problem.table, problem.schedule, "eps", "l2", problem.gates_fn, problem.distil
-  )
-  traced_once = chex.assert_max_traces(terms, n=1)
-  weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
-  step = make_train_step(traced_once, weights, optimizer, rate, config.student.ema_decay, jax.random.key(5))
+  # The step that training runs, its terms traced once.
+  with mock.patch.object(stages, "student_terms", lambda *args: chex.assert_max_traces(student_terms(*args), n=1)):
+    step = stages.student_train_step(problem, state, frozen)
   stream, metrics = feed.network_batches(problem, "student", mesh, 0), []
   for _ in range(steps):
     state, m = step(state, frozen, next(stream))
@@ -123,18 +120,28 @@ def test_calibration_starts_from_the_teacher_and_the_first_batch(baseline):
   assert frozen["projections"] == ()
 
 
-def quadratic_terms(variables, frozen, batch, key, step):
-  """A loss with gradient 2 w + batch, to follow the optimizer by hand."""
+def quadratic_terms(variables, frozen, rows, step):
+  """A loss with gradient 2 w + mean of the rows, to follow the optimizer by hand."""
   w = variables["params"]["kernel"]
-  return {"simple": jnp.sum(w**2) + jnp.sum(batch * w)}, {}
+  return {"simple": jnp.sum(w**2) + jnp.sum(rows.mean(0) * w)}, {}
+
+
+def quadratic_step(optimizer, rate, ema_decay, params, **options):
+  """(train_step, state) of `quadratic_terms` on one device; a batch is an array [rows, 2]."""
+  state = sharding.put_replicated(create_state({"params": params}, optimizer), sharding.make_mesh(jax.devices()[:1]))
+  rows_of = lambda batch, key: batch
+  step = make_train_step(
+      quadratic_terms, rows_of, {"simple": 1.0}, optimizer, rate, ema_decay, jax.random.key(0), state, {}, **options
+  )
+  return step, state
 
 
 def test_first_step_by_hand():
   """AdamW's first step is lr * sign(gradient) + lr * decay * w, at the warm-up's rate; EMA decay 1/10 at n = 0."""
   optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.5, clip_norm=0.0)
-  state = create_state({"params": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([1.0])}}, optimizer)
-  step = make_train_step(quadratic_terms, {"simple": 1.0}, optimizer, rate, 0.9999, jax.random.key(0))
-  state, metrics = step(state, {}, jnp.zeros(2))
+  params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([1.0])}
+  step, state = quadratic_step(optimizer, rate, 0.9999, params)
+  state, metrics = step(state, {}, jnp.zeros((1, 2)))
   new = np.array([1.0 - 0.1 * 1 - 0.1 * 0.5 * 1.0, -2.0 + 0.1 * 1 + 0.1 * 0.5 * 2.0])
   np.testing.assert_allclose(state.variables["params"]["kernel"], new, rtol=1e-5)
   np.testing.assert_allclose(state.ema["params"]["kernel"], 0.1 * np.array([1.0, -2.0]) + 0.9 * new, rtol=1e-5)
@@ -174,18 +181,46 @@ def test_clip_norm_and_schedule():
   np.testing.assert_allclose(first_moment, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
 
 
+NAN, ZERO = jnp.array([[jnp.nan, 0.0]]), jnp.zeros((1, 2))
+
+
 def test_non_finite_values_freeze_the_state():
-  """From the first NaN on nothing changes but the flag, whatever the later batches are."""
+  """From the first NaN on nothing changes but the count, whatever the later batches are."""
   optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
-  state = create_state({"params": {"kernel": jnp.array([1.0, -2.0])}}, optimizer)
-  step = make_train_step(quadratic_terms, {"simple": 1.0}, optimizer, rate, 0.99, jax.random.key(0))
-  state, _ = step(state, {}, jnp.zeros(2))
+  step, state = quadratic_step(optimizer, rate, 0.99, {"kernel": jnp.array([1.0, -2.0])})
+  state, _ = step(state, {}, ZERO)
   good = jax.device_get(state)
-  for batch in (jnp.array([jnp.nan, 0.0]), jnp.zeros(2)):
+  for count, batch in enumerate((NAN, ZERO), 1):
     state, _ = step(state, {}, batch)
-    assert not bool(state.ok)
+    assert int(state.skipped) == count and int(state.step) == 1
     frozen = jax.device_get(state)
-    chex.assert_trees_all_equal(frozen.replace(ok=good.ok), good)
+    chex.assert_trees_all_equal(frozen.replace(skipped=good.skipped), good)
+
+
+def test_non_finite_values_are_skipped_and_counted():
+  """With `skip` the update of a NaN is left out, as if the step had not been but for its number."""
+  optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
+  results = []
+  for batches in ((ZERO, NAN, NAN, ZERO), (ZERO, ZERO)):
+    step, state = quadratic_step(optimizer, rate, 0.0, {"kernel": jnp.array([1.0, -2.0])}, skip=True)
+    for batch in batches:
+      state, _ = step(state, {}, batch)
+    results.append(jax.device_get(state))
+  skipping, plain = results
+  assert (int(skipping.skipped), int(skipping.step), int(plain.skipped)) == (2, 4, 0)
+  chex.assert_trees_all_equal(skipping.variables, plain.variables)
+  chex.assert_trees_all_equal(skipping.opt_state, plain.opt_state)
+
+
+def test_gradient_accumulation_by_hand():
+  """Three parts of six rows: the mean of the rows, so the same gradient; a device has its parts in their order."""
+  optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
+  rows = jnp.arange(12.0).reshape(6, 2)
+  for parts in (1, 3):
+    step, state = quadratic_step(optimizer, rate, 0.0, {"kernel": jnp.array([1.0, -2.0])}, accumulate=parts)
+    _, metrics = step(state, {}, rows)
+    np.testing.assert_allclose(metrics["grad_norm"], np.hypot(2 + 5, -4 + 6), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], 1 + 4 + 5 - 2 * 6, rtol=1e-6)
 
 
 def test_scales_stay_positive_in_the_quantizers():

@@ -1,0 +1,58 @@
+"""How far two computations of one packed network agree: the integers that they round activations to, the prediction."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from binarydm_jax import quant
+from binarydm_jax.quant.step_size import codes
+
+LAYERS = (quant.QuantDense, quant.QuantConv, quant.QuantMatmul)
+
+
+def _bits_and_steps(module):
+  """(bits, [step of each operand]) of a quantized layer inside a call; ([], 32 bits) where activations are float."""
+  rule = module._rule()
+  rule = rule.rule if isinstance(rule, quant.PackedLayer) else rule
+  if rule.act_bits == 32:
+    return 32, []
+  learned = {**module.variables.get("quant", {}), **module.variables.get("packed", {})}
+  names = ("step_a", "step_b") if isinstance(module, quant.QuantMatmul) else ("step",)
+  return rule.act_bits, [learned[name] for name in names]
+
+
+def activation_codes(model, variables, *inputs):
+  """(prediction, path -> list of int8 codes that the operands of each quantized layer round to)."""
+
+  def call(variables, *inputs):
+    found = {}
+
+    def intercept(next_method, args, kwargs, context):
+      module = context.module
+      if context.method_name == "__call__" and isinstance(module, LAYERS):
+        bits, steps = _bits_and_steps(module)
+        found["/".join(module.path)] = [codes(x, step, bits).astype(jnp.int8) for x, step in zip(args, steps)]
+      return next_method(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+      return model.apply(variables, *inputs)[0], found
+
+  return jax.jit(call)(variables, *inputs)
+
+
+def agreement(a, b, *inputs):
+  """How far `a` agrees with `b`, both (model, variables) of one network.
+
+  Args:
+    *inputs: of the call: x, timesteps, labels or None.
+  Returns:
+    dict of "flipped", the share of activation codes that differ; "codes", how many there are; "relative_error", the
+    prediction's ||a - b|| / ||b||.
+  """
+  (first, ours), (second, theirs) = (activation_codes(*network, *inputs) for network in (a, b))
+  pairs = [(x, y) for path in theirs for x, y in zip(ours[path], theirs[path], strict=True)]
+  flipped = sum(int((np.asarray(x) != np.asarray(y)).sum()) for x, y in pairs)
+  count = sum(x.size for x, _ in pairs)
+  error = np.linalg.norm(np.asarray(first) - np.asarray(second)) / np.linalg.norm(np.asarray(second))
+  return dict(flipped=flipped / count if count else 0.0, codes=count, relative_error=float(error))

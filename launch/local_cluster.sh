@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# One run by N processes on this machine's CPU, over gloo: what a run on several hosts is tried with first.
+# Usage: launch/local_cluster.sh N --config=FILE --workdir=DIR [FLAGS of binarydm_jax.main]
+# Signals go to all processes. If one fails, the others are ended, and its exit code is the script's.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+count=${1:?usage: launch/local_cluster.sh N --config=FILE --workdir=DIR ...}
+shift
+python=${PYTHON:-$( [ -x .venv/bin/python ] && echo .venv/bin/python || echo python3 )}
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+for ((id = 0; id < count; id++)); do
+  JAX_PLATFORMS=cpu "$python" -m binarydm_jax.main --coordinator="localhost:$port" --num_processes="$count" \
+    --process_id="$id" "$@" &
+  pids+=($!)
+done
+code=0
+for ((left = count; left > 0; left--)); do
+  wait -n -p ended "${pids[@]}"
+  status=$?
+  # A signal to this script interrupts the wait, and nobody has ended yet.
+  while [ -z "${ended:-}" ]; do wait -n -p ended "${pids[@]}"; status=$?; done
+  remaining=()
+  for pid in "${pids[@]}"; do [ "$pid" = "$ended" ] || remaining+=("$pid"); done
+  pids=("${remaining[@]}")
+  if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
+    code=$status
+    # 75: stopped by a signal, as the others are going to be; anything else leaves them waiting for the one that failed.
+    if [ "$status" -ne 75 ] && [ "${#pids[@]}" -gt 0 ]; then
+      sleep 5
+      kill -KILL "${pids[@]}" 2>/dev/null
+    fi
+  fi
+  unset ended
+done
+exit "$code"

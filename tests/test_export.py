@@ -1,0 +1,105 @@
+"""--mode=export and sampling from the file: what is written, by which options, and of which students."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from binarydm_jax import main, modes
+from binarydm_jax.deploy import load
+from binarydm_jax.training.loop import TrainingError
+from binarydm_jax.training.problem import build
+from tests import tiny
+
+FIELDS = {"method": "ebb", "quant.edges": "8bit", "quant.transition": 0.75, "model.channel_mult": (1,),
+          "teacher.steps": 2, "student.steps": 4, "sample.num_images": 3, "sample.batch_size": 3}
+
+
+def get_config(**flat):
+  return tiny.get_config(**{**FIELDS, **flat})
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """Teacher and student are trained; nothing is exported."""
+  folder = tmp_path_factory.mktemp("export")
+  for mode in ("pretrain", "binarize"):
+    main.run(get_config(), str(folder), mode)
+  return folder
+
+
+def export(workdir, **flat):
+  main.run(get_config(**{f"export.{name}": value for name, value in flat.items()}), str(workdir), "export")
+  return load_file(workdir / "model.safetensors")
+
+
+def test_defaults(workdir, capsys):
+  """Averaged weights, float32, one basis after the transition, no program beside the file."""
+  tensors = export(workdir)
+  assert not [name for name in tensors if name.endswith(("signs2", "scale2"))]
+  assert {tensor.dtype.name for tensor in tensors.values()} == {"uint8", "float32"}
+  assert "middle/res/conv1/signs1" in tensors and "out_conv/codes" in tensors
+  assert not (workdir / "model.stablehlo").exists() and "unfinished" not in capsys.readouterr().out
+
+
+def test_weights_of_the_last_step(workdir):
+  averaged, last = export(workdir), export(workdir, averaged=False)
+  assert set(averaged) == set(last) and not np.array_equal(averaged["out_norm/bias"], last["out_norm/bias"])
+
+
+def test_bfloat16_remainder(workdir):
+  """Half the bytes for what is not quantized, as `cost` counts them."""
+  whole, half = export(workdir), export(workdir, remainder="bfloat16")
+  assert half["out_norm/bias"].dtype.name == "bfloat16" and half["out_conv/weight_step"].dtype == np.float32
+  remainder = sum(tensor.nbytes for tensor in half.values() if tensor.dtype.name == "bfloat16")
+  total = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in (whole, half)]
+  assert total[0] - total[1] == remainder > 0
+  problem = build(get_config(**{"export.remainder": "bfloat16"}), with_data=False)
+  assert modes.student_cost(problem).packed_bytes == total[1]
+
+
+def test_sampling_by_back_end(workdir):
+  """sample.backend reaches the program: integers and floats draw nearly the same images, and each its own file."""
+  export(workdir)
+  images = {}
+  for backend in ("float", "xla", "auto"):
+    main.run(get_config(**{"sample.backend": backend}), str(workdir), "sample")
+    images[backend] = np.load(workdir / "samples" / "packed.npz")["arr_0"].astype(int)
+    protocol = (workdir / "samples" / "packed.json").read_text()
+    images[backend + " protocol"] = protocol
+  assert images["float"].std() > 10
+  assert images["float protocol"] != images["xla protocol"]
+  for backend in ("xla", "auto"):
+    assert np.abs(images[backend] - images["float"]).mean() < 1
+  with pytest.raises(ValueError, match="sample.backend 'gpu' is not one of auto, xla, cpu, float"):
+    main.run(get_config(**{"sample.backend": "gpu"}), str(workdir), "sample")
+
+
+def test_stablehlo_option(workdir):
+  """The program stands beside the file, with the clipping of `sample`."""
+  export(workdir, stablehlo=True)
+  step = jax.export.deserialize((workdir / "model.stablehlo").read_bytes()).call
+  x = np.random.default_rng(0).standard_normal((2, 8, 8, 1), np.float32)
+  x0 = np.asarray(step(x, np.int32(900), np.int32(-1)))
+  assert x0.shape == x.shape and np.abs(x0).max() == 1  # far from the data, so that most of it is clipped
+  (workdir / "model.stablehlo").unlink()
+
+
+def test_unfinished_student(workdir, tmp_path, capsys):
+  """Refused in one line while the second basis lives; export.force writes it with both bases, and says so."""
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  (tmp_path / "model.safetensors").unlink(missing_ok=True)
+  shutil.rmtree(tmp_path / "student" / "4")
+  with pytest.raises(TrainingError, match=r"no finished student \(step 2 of 4\); run --mode=binarize first"):
+    export(tmp_path)
+  assert not (tmp_path / "model.safetensors").exists()
+  tensors = export(tmp_path, force=True)
+  assert "of an unfinished student, step 2 of 4: export.force" in capsys.readouterr().out
+  assert "middle/res/conv1/signs2" in tensors
+  model = load(tmp_path / "model.safetensors", "xla")
+  assert model.model.rules["middle/res/conv1"].rule.weights == "multi_basis"
+  shutil.rmtree(tmp_path / "student")
+  with pytest.raises(TrainingError, match="no finished student"):
+    export(tmp_path, force=True)
