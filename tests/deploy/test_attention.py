@@ -33,7 +33,8 @@ def test_equals_the_module(n, m, bits, dtype):
   fused = Attention({"qk": quant.PackedAttention(rule, "xla", attention.run), "av": rule})
   wanted, out = (jax.jit(model.apply)({"quant": learned}, q, k, v) for model in (plain, fused))
   assert out.shape == (2, n, 24) and out.dtype == dtype
-  close = np.isclose(np.asarray(out, np.float32), np.asarray(wanted, np.float32), rtol=1e-2, atol=1e-4)
+  tolerance = 1e-4 if dtype == jnp.float32 else 0.05
+  close = np.isclose(np.asarray(out, np.float32), np.asarray(wanted, np.float32), rtol=0, atol=tolerance)
   # A sum in another order may decide one rounding to a code.
   assert close.mean() > 0.995
   assert float(jnp.std(wanted.astype(jnp.float32))) > 0.05
