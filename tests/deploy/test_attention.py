@@ -36,6 +36,6 @@ def test_equals_the_module(n, m, bits, dtype):
   tolerance = 1e-4 if dtype == jnp.float32 else 0.05
   close = np.isclose(np.asarray(out, np.float32), np.asarray(wanted, np.float32), rtol=0, atol=tolerance)
   # A sum in another order may decide one rounding to a code.
-  assert close.mean() > 0.995
+  assert close.mean() > (0.995 if dtype == jnp.float32 else 0.95)
   assert float(jnp.std(wanted.astype(jnp.float32))) > 0.05
   assert (n * m >= attention.BY_HEAD_FROM) == (n == 128)
