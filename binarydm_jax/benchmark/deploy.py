@@ -44,8 +44,11 @@ def run(problem, repeats):
   from binarydm_jax.deploy.agreement import agreement
 
   name, model = list(models.items())[-1]
-  yield dict(row="agreement", backend=name,
-             **agreement((model.model, model.variables), (student, variables), *_inputs(problem)))
+  trained, inputs = (student, variables), _inputs(problem)
+  yield dict(row="agreement", what=f"{name} back end with the trained graph",
+             **agreement((model.model, model.variables), trained, *inputs))
+  yield dict(row="agreement", what="the trained graph with itself, x changed by 1e-7",
+             **agreement(trained, trained, *inputs, nudge=1e-7))
 
 
 def _torch_reference():

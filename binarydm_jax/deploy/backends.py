@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binarydm_jax import quant
-from binarydm_jax.deploy import integer, kernels
+from binarydm_jax.deploy import attention, integer, kernels
 
 BACKENDS = ("auto", "xla", "cpu", "float")
 KERNEL_BITS = (8, 4, 3, 2)  # of activations whose layers the native kernels take
@@ -30,7 +30,9 @@ def prepare(file, backend):
   backend = _choose(backend, [path for path, rule in table.items() if _is_native(rule)])
   entries, tensors = {}, dict(file.tensors)
   for path, rule in table.items():
-    if rule.weights == "float":
+    if path.endswith("/qk") and not shapes[path]:
+      entries[path] = quant.PackedAttention(rule, "xla", attention.run)
+    elif rule.weights == "float":
       entries[path] = rule
     elif backend == "cpu" and _is_native(rule) and _prepack(tensors, path, rule, shapes[path]):
       entries[path] = quant.PackedLayer(rule, "cpu", run_native)

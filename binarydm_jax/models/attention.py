@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from binarydm_jax.quant import QuantDense, QuantMatmul
+from binarydm_jax.quant import PackedAttention, QuantDense, QuantMatmul
 
 
 def attend(q, k, v, rules, gate):
@@ -21,10 +21,16 @@ def attend(q, k, v, rules, gate):
     [batch, n, heads * d].
   """
   scale = q.shape[-1] ** -0.25
-  logits = QuantMatmul("bqhd,bkhd->bhqk", rules=rules, name="qk")(q * scale, k * scale, gate)
+  qk = QuantMatmul("bqhd,bkhd->bhqk", rules=rules, name="qk")
+  av = QuantMatmul("bhqk,bkhd->bqhd", rules=rules, name="av")
+  if isinstance(qk.entry, PackedAttention):
+    steps = (product.variables.get("quant", {}) for product in (qk, av))
+    h = qk.entry.run(q * scale, k * scale, v, *steps, qk.bits, av.bits)
+    return h.reshape(*h.shape[:2], -1)
+  logits = qk(q * scale, k * scale, gate)
   # The softmax in float32 whatever the compute type.
   weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
-  h = QuantMatmul("bhqk,bkhd->bqhd", rules=rules, name="av")(weights, v, gate)
+  h = av(weights, v, gate)
   return h.reshape(*h.shape[:2], -1)
 
 

@@ -7,7 +7,16 @@ say which layer is quantized how, gates that change it over time, `binarize` for
 from binarydm_jax.quant.activations import initial_activation_step, lsq_activation
 from binarydm_jax.quant.gates import Gates, gates_at, progressive_rings
 from binarydm_jax.quant.inspection import LayerInfo, inspect_layers, resolve
-from binarydm_jax.quant.layers import PRODUCT, LayerGate, PackedLayer, QuantConv, QuantDense, QuantMatmul, calibrate
+from binarydm_jax.quant.layers import (
+  PRODUCT,
+  LayerGate,
+  PackedAttention,
+  PackedLayer,
+  QuantConv,
+  QuantDense,
+  QuantMatmul,
+  calibrate,
+)
 from binarydm_jax.quant.packed_variables import dequantized, pack, packed_collections, unpack
 from binarydm_jax.quant.packing import pack_codes, pack_signs, packed_size, unpack_codes, unpack_signs
 from binarydm_jax.quant.rules import LayerRule, Rule, Rules, parse_override, preset
@@ -29,6 +38,7 @@ __all__ = [
   "LayerGate",
   "LayerInfo",
   "LayerRule",
+  "PackedAttention",
   "PackedLayer",
   "QuantConv",
   "QuantDense",

@@ -57,6 +57,24 @@ class PackedLayer:
   run: Callable = dataclasses.field(repr=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class PackedAttention:
+  """Entry of a rule table for the product of queries and keys, where a function that is handed in does all attention.
+
+  The module that owns the products asks for it, see `models.attention.attend`; the product itself knows only the rule.
+
+  Attributes:
+    rule: the product's LayerRule.
+    backend: a name for `run`.
+    run: (q, k, v, qk, av, qk_bits, av_bits) -> softmax(q k^T) v, like q [batch, n, heads, d]; k and
+      v are [batch, m, heads, d], qk and av hold "step_a" and "step_b" of both products, if their bits are below 32.
+  """
+
+  rule: LayerRule
+  backend: str
+  run: Callable = dataclasses.field(repr=False)
+
+
 class _Quantized(nn.Module):
   """Shared by the layers: looks the rule up and owns the variables of the collection `quant`."""
 
@@ -218,9 +236,19 @@ class QuantMatmul(_Quantized):
     sizes.pop(operands[0])  # the batch
     return math.prod(sizes.values())
 
+  @property
+  def entry(self):
+    """Its entry in the rule table, a LayerRule or a PackedAttention."""
+    return self._rule()
+
+  @property
+  def bits(self):
+    """Of both operands."""
+    return self.entry.rule.act_bits if isinstance(self.entry, PackedAttention) else self.entry.act_bits
+
   @nn.compact
   def __call__(self, a, b, gate: LayerGate | None = None):
-    bits = self._rule().act_bits
+    bits = self.bits
     on = None if gate is None else gate.on * gate.attention
     a, b = self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on)
     return checkpoint_name(jnp.einsum(self.equation, a, b), PRODUCT)
