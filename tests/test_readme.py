@@ -14,6 +14,7 @@ from configs import base
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ALL = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 def test_binarize_your_own_model_runs(tmp_path, monkeypatch):
@@ -37,17 +38,17 @@ def test_binarize_your_own_model_runs(tmp_path, monkeypatch):
 def test_fields_modes_and_methods_exist():
   """Every --config field, table row, mode and method."""
   config = base.get_config()
-  fields = re.findall(r"--config\.([a-z_.]+)=", README) + re.findall(r"^\| `([a-z_.]+)` \|", README, re.MULTILINE)
+  fields = re.findall(r"--config\.([a-z_.]+)=", ALL) + re.findall(r"^\| `([a-z_.]+\.[a-z_.]+)` \|", ALL, re.MULTILINE)
   assert len(fields) > 8
   for path in fields:
     field(config, path)
-  assert set(re.findall(r"--mode=(\w+)", README)) <= set(MODES)
+  assert set(re.findall(r"--mode=(\w+)", ALL)) <= set(MODES)
   assert set(re.findall(r"`(binarydm_v\d)`", README)) <= set(METHODS)
 
 
 def test_files_exist():
   """Scripts, configs and pictures that the README names."""
-  names = re.findall(r"(?:launch|configs|docs)/[\w.]+\.(?:sh|py|png)", README)
+  names = re.findall(r"(?:launch|configs|docs|tests)/[\w./]+\.(?:sh|py|png|md|sbatch)", ALL)
   assert len(names) >= 4
   for name in names:
     assert (ROOT / name).exists(), name

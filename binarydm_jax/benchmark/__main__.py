@@ -1,12 +1,12 @@
-"""Time and memory: python -m binarydm_jax.benchmark {forward,train,deploy} --config=configs/lsun_bedrooms_ldm4.py
+"""Time and memory: python -m binarydm_jax.benchmark {forward,train,deploy} [--config=configs/lsun_bedrooms_ldm4.py]
 
   forward   one prediction of the full-precision network
-  train     one step of quantization-aware training: teacher, student, gradients, AdamW, EMA
+  train     one step of quantization-aware training: teacher, student, gradients, AdamW, EMA; and the same in PyTorch
   deploy    the packed model against float32: bytes, layers, the whole network
 
-Random weights and inputs; no data, no checkpoint. Prints lines and appends them as JSON to --output;
-`deploy` also draws them into a .png beside it. Fields are set as
-for binarydm_jax.main, such as --config.student.batch_size=1 --config.compute.dtype=bfloat16.
+Random weights and inputs; no data, no checkpoint. Prints lines and appends them as JSON to --output; `deploy` also
+draws them into a .png beside it. The config is configs/benchmark_32.py unless another is given; fields are set as for
+binarydm_jax.main, such as --config.student.batch_size=1 --config.compute.dtype=bfloat16.
 
 Of memory it prints: what the forward pass keeps for the gradient (residual_bytes, before any compiler), what the step
 is given (held_bytes: teacher, weights, optimizer, averages) and takes beside it (temporary_bytes, by the compiler's
@@ -61,5 +61,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config"])
+  if not any(argument.startswith(("--config=", "-config=")) for argument in sys.argv):
+    sys.argv.insert(1, "--config=configs/benchmark_32.py")  # before the fields that change it
   app.run(main, flags_parser=parse_flags)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from binarydm_jax.benchmark import deploy, forward, train
+from binarydm_jax.benchmark import deploy, forward, torch_process, train
 from binarydm_jax.training.problem import build
 from tests import tiny
 
@@ -25,11 +25,35 @@ def test_forward(problem):
 
 def test_train(problem):
   """A step with finite losses; memory: teacher, weights, averages and both moments are held, four bytes a weight."""
-  (row,) = train.run(problem, 1)
+  row, *others = train.run(problem, 1)
   assert row["finite"] and row["batch_size"] == 8
   params = sum(layer.size for layer in problem.layers)
   assert row["held_bytes"] > 4 * 4 * params
   assert row["residual_bytes"] > 0 and row["temporary_bytes"] > 0
+  if others:
+    *theirs, ratio = others
+    assert [r["memory_format"] for r in theirs] == ["contiguous", "channels_last"]
+    faster = min(theirs, key=lambda r: r["seconds"])
+    assert ratio["ratio"] == row["seconds"] / faster["seconds"] and ratio["memory_format"] == faster["memory_format"]
+    # Each process has its own account.
+    assert len({row["peak_bytes"], *(r["peak_bytes"] for r in theirs)}) == 3
+
+
+@pytest.mark.parametrize("changes, said", [
+  ({}, ""),
+  ({"model.dropout": 0.1}, "model.dropout is 0.1; PyTorch is compared for 0.0 alone"),
+  ({"compute.dtype": "bfloat16"}, "compute.dtype is 'bfloat16'; PyTorch is compared for 'float32' alone"),
+  ({"method": "lsq"}, "PyTorch is not compared for weights by lsq"),
+], ids=str)
+def test_why_alone(changes, said):
+  """One line for what the PyTorch side does not have."""
+  pytest.importorskip("torch")
+  assert train.why_alone(build(tiny.get_config(**changes), with_data=False)) == said
+
+
+def test_without_pytorch(problem, monkeypatch):
+  monkeypatch.setattr(torch_process, "missing", lambda: True)
+  assert train.why_alone(problem) == "PyTorch is not installed (requirements-dev.txt has it)"
 
 
 def test_deploy(problem, tmp_path, monkeypatch):

@@ -17,11 +17,14 @@ SOURCES = Path(__file__).parent / "src"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-Wall", "-Wextra")
 _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 # What a file is allowed to use; the rest runs on every processor of its kind. Where a file's instructions are not
-# allowed, it compiles to "no such path".
+# allowed, it compiles to "no such path". XLA's headers are slow to optimize, and need not be.
+_BINDING = {"ffi.cc": "-O1"}
 EXTRA_FLAGS = {
-  "x86_64": {"avx2.cc": "-mavx2", "avx512vnni.cc": _AVX512, "avx512popcount.cc": f"{_AVX512} -mavx512vpopcntdq"},
-  "aarch64": {"neon.cc": "-march=armv8.2-a+dotprod"},
-}
+  "x86_64": _BINDING | {
+    "avx2.cc": "-mavx2", "avx512vnni.cc": _AVX512, "avx512popcount.cc": f"{_AVX512} -mavx512vpopcntdq",
+  },
+  "aarch64": _BINDING | {"neon.cc": "-march=armv8.2-a+dotprod"},
+}  # fmt: skip
 _MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 
 

@@ -32,8 +32,8 @@ def packed_bytes(kernel_shape, act_bits, bases, path=None):
 def prepack(signs1, signs2, kernel_shape, act_bits, path=None):
   """Signs in the layout of a path: one bit a weight and basis.
 
-  Beside the bits there are a header of 64 bytes and the padding of channels and outputs: avx2 pads channels to a
-  multiple of 16 and outputs to one of 32, other paths pad to at most 32 and 64.
+  Beside the bits there are a header of 64 bytes and the padding of channels and outputs, which on avx2 is none where
+  channels are a multiple of 16 and outputs of 32. Of the other paths avx512vnni has the coarsest blocks, 64 outputs.
 
   Args:
     signs1: bool (True = +1) or signed integers (positive = +1) [kh, kw, cin, cout].

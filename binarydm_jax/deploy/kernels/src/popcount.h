@@ -21,19 +21,27 @@ struct Planes {
   static size_t pixel_bytes(int channels) { return 4 * (1 + static_cast<size_t>(kBits) * words_of(channels)); }
 
   static void encode(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums) {
-    const int words = words_of(channels);
+    const size_t plane_bytes = 4 * static_cast<size_t>(words_of(channels));
     for (size_t p = 0; p < pixels; ++p, codes += channels, out += pixel_bytes(channels)) {
-      uint32_t* planes = reinterpret_cast<uint32_t*>(out);
-      std::memset(out, 0, pixel_bytes(channels));
       int32_t sum = 0;
-      for (int c = 0; c < channels; ++c) {
-        const uint32_t bits = kBits == 1 ? codes[c] > 0 : static_cast<uint8_t>(codes[c]);
-        for (int k = 0; k < kBits; ++k) planes[1 + k * words + c / 32] |= ((bits >> k) & 1u) << (c % 32);
-        sum += kBits == 1 ? codes[c] != 0 : codes[c];
-      }
-      planes[0] = sum || kBits > 1 ? ~0u : 0u;
+      for (int c = 0; c < channels; ++c) sum += kBits == 1 ? codes[c] != 0 : codes[c];
       sums[p] = sum;
+      std::memset(out, 0, pixel_bytes(channels));
+      if (sum || kBits > 1) std::memset(out, 0xff, 4);
+      for (int c = 0; c < channels; c += 8) {
+        uint64_t eight = 0;
+        std::memcpy(&eight, codes + c, channels - c < 8 ? channels - c : 8);
+        // One bit: set where the code is positive, that is odd and not negative.
+        if (kBits == 1) eight &= ~eight >> 7;
+        for (int k = 0; k < kBits; ++k) out[4 + k * plane_bytes + c / 8] = lowest_bits(eight >> k);
+      }
     }
+  }
+
+ private:
+  // Bit i of the result is the lowest of byte i: each product of the multiplication moves one of them to the top byte.
+  static uint8_t lowest_bits(uint64_t bytes) {
+    return static_cast<uint8_t>(((bytes & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
   }
 };
 
@@ -52,7 +60,7 @@ struct Popcount {
   static void run(const Strip& s, int block, int first) {
     const int words = words_of(s.channels);
     const uint8_t* w = s.weights + block * s.block_bytes;
-    Count counts[kPixels][kBits] = {};
+    Count counts[kPixels][kBits];
     for (int tap = 0; tap < s.taps; ++tap) {
       const uint8_t* const* pixels = s.pixels + static_cast<size_t>(tap) * s.count + first;
       for (int i = 0; i < words; ++i, w += 4 * kOutputs) {

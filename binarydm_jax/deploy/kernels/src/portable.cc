@@ -34,7 +34,7 @@ struct Words {
   }
 
   struct Count {
-    int32_t lane[kLanes];
+    int32_t lane[kLanes] = {};
 
     void add(const V& v) {
       for (int i = 0; i < kLanes; ++i) {
