@@ -7,9 +7,6 @@ every process must ask equally often. A signal that comes while a program compil
 import os
 import signal
 
-import numpy as np
-from jax.experimental import multihost_utils
-
 # sysexits.h EX_TEMPFAIL: the run is whole, the same command continues it. A scheduler may requeue on it.
 EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,6 +47,9 @@ def requested():
   global _asked, _agreed
   if not _shared:
     return _received is not None
+  # Here, so that `install` need not wait for jax to be imported.
+  from jax.experimental import multihost_utils
+
   _asked += 1
   # The service says yes once, at the question that all processes reach next.
   _agreed = _agreed or multihost_utils.reached_preemption_sync_point(_asked)
@@ -60,6 +60,9 @@ def between(items):
   """Yields `items`, asking before each whether to stop; a process with fewer items asks as often as the others."""
   most = len(items)
   if _shared:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     most = int(multihost_utils.process_allgather(np.array(most)).max())
   for i in range(most):
     check()
