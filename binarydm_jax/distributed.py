@@ -22,8 +22,9 @@ def is_cluster(environment):
   A notebook or a batch script inside a Slurm allocation is one task and no cluster.
   """
   tpu_hosts = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+  tpu_pod = len(tpu_hosts) > 1 or "," in environment.get("TPU_PROCESS_ADDRESSES", "")
   slurm_tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
-  return len(tpu_hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environment or int(slurm_tasks or 1) > 1
+  return tpu_pod or "MEGASCALE_COORDINATOR_ADDRESS" in environment or int(slurm_tasks or 1) > 1
 
 
 def initialize():

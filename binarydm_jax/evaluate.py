@@ -42,7 +42,8 @@ def get_reference(problem, workdir, network):
   with tqdm(desc=f"reference by {network.name}", unit="img", disable=jax.process_index() != 0) as bar:
     def progress(count):
       bar.update(count)
-      preemption.check()
+      if jax.process_count() == 1:  # of several, some may find the file that others have written
+        preemption.check()
 
     if fields.reference:
       protocol = adm_reference.protocol_of(fields.reference, network)

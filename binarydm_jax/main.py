@@ -8,6 +8,7 @@ stopped. Several processes: see binarydm_jax/distributed.py. Exit codes: 0 done;
 
 import os
 import sys
+import traceback
 
 from absl import app, flags
 
@@ -69,18 +70,35 @@ def main(argv):
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; options begin with --")
   preemption.install()
+  several = False
   try:
     set_up_jax(CONFIG.value.compute.deterministic)
-    if distributed.initialize():
+    several = distributed.initialize()
+    if several:
       preemption.share()
+    else:
+      import jax
+
+      if jax.process_count() > 1:  # a TPU pod that its environment does not show
+        raise ValueError("--distributed=auto did not see that there are several processes: give --distributed=on")
     run(CONFIG.value, _WORKDIR.value, _MODE.value)
   except preemption.Preempted:
     print(f"{_WORKDIR.value}: stopped by a signal, all is saved; the same command goes on", file=sys.stderr)
     sys.exit(preemption.EXIT_CODE)
   except (ValueError, OSError, RunError) as error:
     if os.environ.get("BINARYDM_TRACEBACK"):
-      raise
-    sys.exit(f"error: {error}")
+      traceback.print_exc()
+    _fail(f"error: {error}", several)
+  except Exception:
+    _fail(traceback.format_exc(), several)
+
+
+def _fail(words, several):
+  print(words, file=sys.stderr, flush=True)
+  if several:
+    # An ordinary exit would wait for processes that wait for this one.
+    os._exit(1)
+  sys.exit(1)
 
 
 if __name__ == "__main__":

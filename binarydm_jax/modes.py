@@ -14,10 +14,11 @@ from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.files import write_atomically
-from binarydm_jax.mesh import wait_for_all
+from binarydm_jax.mesh import gather, wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
+from binarydm_jax.training.sharding import config_mesh
 
 PACKED = "model.safetensors"
 
@@ -82,7 +83,8 @@ def encode(problem, workdir):
           add(moments, np.stack([row["label"] for row in rows]), mirror)
           bar.update(len(rows))
   wait_for_all("latents")
-  writer.finish()
+  writer.finish()  # by the first process
+  wait_for_all("latents' descriptor")
   _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images")
 
 
@@ -136,9 +138,10 @@ def export(problem, workdir):
   """
   fields, steps = problem.config.export, problem.config.student.steps
   step, state = stages.newest_state(problem, "student", workdir, least=1 if fields.force else steps)
+  variables = gather(state.ema if fields.averaged else state.variables, config_mesh(problem.config.mesh))
   first_stage = feed.get_first_stage(problem, workdir)
   if jax.process_index() == 0:
-    _export(problem, workdir, step, state.ema if fields.averaged else state.variables, first_stage)
+    _export(problem, workdir, step, variables, first_stage)
   wait_for_all("packed file")
 
 

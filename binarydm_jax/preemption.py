@@ -40,6 +40,8 @@ def share():
   """From now on all processes stop together; after `jax.distributed.initialize`, which has taken SIGTERM."""
   global _shared
   _shared = True
+  if _received is not None:
+    os.kill(os.getpid(), signal.SIGTERM)  # it came while the processes were waiting for each other
 
 
 def requested():

@@ -21,7 +21,7 @@ def _take(path):
   try:
     # Of the open file: it ends with the process, however that ends, so no lock is ever left over.
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
+  except BlockingIOError:
     file.seek(0)
     holder = file.read()
     file.close()
@@ -48,12 +48,19 @@ def hold(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
-  file, holder = _take(workdir / LOCK) if jax.process_index() == 0 else (None, None)
-  free = holder is None
-  if jax.process_count() > 1:
-    free = bool(multihost_utils.broadcast_one_to_all(np.array(free)))
-  if not free:
-    raise ValueError(f"{workdir} is in use by {holder or 'another run'}: wait for it, or give another --workdir")
+  file, problem = None, None
+  if jax.process_index() == 0:
+    try:
+      file, holder = _take(workdir / LOCK)
+      if holder:
+        problem = f"{workdir} is in use by {holder}: wait for it, or give another --workdir"
+    except OSError as error:
+      problem = f"{workdir / LOCK} cannot be locked ({error.strerror}): give a --workdir on a file system with locks"
+  several = jax.process_count() > 1
+  if several and not multihost_utils.broadcast_one_to_all(np.array(problem is None)):
+    problem = problem or f"{workdir} cannot be locked: process 0 says why"
+  if problem:
+    raise ValueError(problem)
   try:
     yield
   finally:

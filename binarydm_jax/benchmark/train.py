@@ -106,7 +106,7 @@ def run(problem, repeats):
     for name in formats:
       rows[name] = dict(by="torch", memory_format=name, **rows[name], **finish[name]())
   rows["jax"] = dict(
-      by="jax", **ours.row, **rows["jax"], finite=int(ours.state.skipped) == 0, peak_bytes=peak_bytes(),
+      by="jax", **ours.row, **rows["jax"], finite=bool(ours.state.ok), peak_bytes=peak_bytes(),
   )  # fmt: skip
   if formats:
     faster = min(formats, key=lambda name: rows[name]["seconds"])

@@ -26,13 +26,13 @@ class _Manager(ocp.CheckpointManager):
 
 @jax.jit
 def fingerprint(tree):
-  """uint32 [leaves]: the bits of each leaf as 32-bit words, each times an odd number of its place, summed mod 2^32.
+  """uint32 [leaves]: the values' bits as 32-bit words, each times an odd number of its place, summed mod 2^32.
 
   Integers add up to the same in any order: it does not depend on devices and processes.
   """
 
   def one(x):
-    if x.dtype.itemsize < 4:
+    if x.dtype.itemsize < 4:  # bytes and truth values
       x = x.astype(jnp.uint32)
     words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
     return jnp.sum(words * (2 * jax.lax.iota(jnp.uint32, words.size) + 1))
@@ -73,7 +73,8 @@ class Checkpoints:
 
   def steps(self):
     """The steps of complete checkpoints, in rising order."""
-    return sorted(self._manager.all_steps()) if self._manager else []
+    # From the disk, where a checkpoint has its name once it is whole; orbax's own list runs ahead of it.
+    return sorted(int(path.name) for path in self._path.glob("*") if path.name.isdigit())
 
   def latest_step(self):
     """The newest complete step, or None."""
@@ -160,7 +161,10 @@ class Checkpoints:
   def close(self):
     """Ends without an answer to what is still being written: `wait` first."""
     if self._manager:
-      self._manager.close()
+      try:
+        self._manager.close()
+      except Exception as error:  # of a save in flight; it must not hide what ended the run
+        print(f"warning: a checkpoint in {self._path} was not completed ({_line(error)})", file=sys.stderr, flush=True)
 
 
 def _line(error):

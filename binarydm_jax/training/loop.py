@@ -15,7 +15,7 @@ from binarydm_jax import preemption
 from binarydm_jax.diffusion import make_sampler
 from binarydm_jax.errors import RunError
 from binarydm_jax.evaluation.sampling import generate, sampling_options, to_uint8
-from binarydm_jax.mesh import gather, make_mesh
+from binarydm_jax.mesh import gather, make_mesh, replicated
 from binarydm_jax.plots import image_grid, save_png
 from binarydm_jax.training import diagnostics
 from binarydm_jax.training.feed import get_first_stage, network_batches
@@ -63,14 +63,15 @@ class _Diagnostics:
   between two rows goes on to write the same ones.
   """
 
-  def __init__(self, problem, workdir, signs, last, start):
-    """`start`: the step that the run goes on from; 0 writes the first row at `write`."""
+  def __init__(self, problem, workdir, signs, last, start, mesh):
+    """`start`: the step that the run goes on from; rows after it are dropped."""
     self.signs, self.last = signs, last
     self._table, self._path = problem.table, Path(workdir) / "diagnostics.jsonl"
     self._writes = jax.process_index() == 0 and problem.config.log.diagnostics
     self._sizes = {layer.path: layer.size for layer in problem.layers}
     self._parts = diagnostics.part_names(self._table, problem.student.block_names)
-    self._measure = jax.jit(functools.partial(_measure, gates_fn=problem.gates_fn, table=self._table))
+    measure = functools.partial(_measure, gates_fn=problem.gates_fn, table=self._table)
+    self._measure = jax.jit(measure, out_shardings=replicated(mesh))
     self._log = problem.config.log.diagnostics
     if self._writes:
       truncate_lines(self._path, "student", start or -1)
@@ -134,7 +135,7 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
   write_grid = _sample_grids(problem, stage, model, writer, workdir)
   recorder = None
   if stage == "student":
-    recorder = _Diagnostics(problem, workdir, begin.signs, begin.signs_of, start)
+    recorder = _Diagnostics(problem, workdir, begin.signs, begin.signs_of, start, mesh)
     if not start:
       recorder.write(state, 0)
 
@@ -150,13 +151,26 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
     # A run that is stopped between two log lines goes on to write the line of all their steps.
     rows = [{name: float(value) for name, value in row.items()} for row in pending]
     checkpoints.save(step, tree, dict(
-        stage=stage, step=step, next_batch=step, pending=rows, replaced=replaced(),
+        stage=stage, step=step, next_batch=step, pending=rows, replaced=replaced(), skipped=skipped,
         signs_of=recorder.last if recorder else 0, config=config.to_dict(),
     ))  # fmt: skip
 
+  def check_finite(step, rows=None):
+    """How many steps were skipped so far; raises where the state is frozen, or all steps of a log line were skipped."""
+    count = int(state.skipped)
+    if state.ok and (rows is None or count - skipped < len(rows)):
+      return count
+    where = f"at step {int(state.step) + 1}" if not state.ok else f"at all steps of the log line of step {step}"
+    checkpoints.wait()
+    raise TrainingError(
+        f"{stage}: the loss or a gradient is not finite {where}; the checkpoint of step"
+        f" {checkpoints.latest_step() or 'none'} is kept. Begin another --workdir with a lower {stage}.learning_rate"
+    )
+
+  preemption.check()  # before anything is compiled
   stream = network_batches(problem, stage, mesh, start, workdir)
   bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=not first, mininterval=1.0)
-  skipped = int(state.skipped)
+  skipped = begin.skipped
   try:
     batch = clock.next(stream)
     # Ahead of the first step, so that no step's time holds it; a signal is served when it returns.
@@ -169,20 +183,15 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
       stop = preemption.requested()
       if step % config.log.every and step != steps:
         if stop:
+          check_finite(step)
+          clock.end(step)
           save(step)
           break
         batch = clock.next(stream)
         continue
       # The only place where the host waits for the device.
       rows = jax.device_get(pending)
-      count, pending = int(state.skipped), []
-      if count > skipped and (config.guard.non_finite == "stop" or count - skipped >= len(rows)):
-        where = f"at step {int(state.step) + 1}" if config.guard.non_finite == "stop" else f"at all steps to {step}"
-        raise TrainingError(
-            f"{stage}: the loss or a gradient is not finite {where}; the checkpoint of step"
-            f" {checkpoints.latest_step() or 'none'} is kept. Begin another --workdir with a lower"
-            f" {stage}.learning_rate"
-        )
+      count, pending = check_finite(step, rows), []
       scalars, timing = _summary(rows), clock.end(step)
       timing["images_per_second"] = (len(rows) - earlier) * config[stage].batch_size / timing.pop("seconds")
       earlier = 0

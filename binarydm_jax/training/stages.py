@@ -30,7 +30,7 @@ def stage_optimizer(problem, stage):
 
 
 def newest_state(problem, stage, workdir, least=None):
-  """(step, TrainState) of the newest checkpoint of a stage in `workdir`, on all devices.
+  """(step, TrainState) of the newest checkpoint of a stage in `workdir`, split as in training.
 
   Args:
     least: steps that must be done; None takes the config's, a finished stage.
@@ -40,7 +40,7 @@ def newest_state(problem, stage, workdir, least=None):
   least = problem.config[stage].steps if least is None else least
   checkpoints = Checkpoints(Path(workdir) / stage)
   try:
-    found = checkpoints.restore(abstract_checkpoint(problem, stage, sharding.make_mesh()))
+    found = checkpoints.restore(abstract_checkpoint(problem, stage, sharding.config_mesh(problem.config.mesh)))
   finally:
     checkpoints.close()
   step = found[0] if found else 0
@@ -53,8 +53,9 @@ def newest_state(problem, stage, workdir, least=None):
 
 
 def restore_ema(problem, stage, workdir, steps=None):
-  """The averaged variables of a finished stage in `workdir`; steps and errors as `least` in `newest_state`."""
-  return newest_state(problem, stage, workdir, steps)[1].ema
+  """The averaged variables of a finished stage in `workdir`, on every device; `steps` is `least` of `newest_state`."""
+  ema = newest_state(problem, stage, workdir, steps)[1].ema
+  return sharding.gather(ema, sharding.config_mesh(problem.config.mesh))
 
 
 def _projection_shapes(problem):
@@ -103,6 +104,12 @@ def _state_on_mesh(problem, variables, optimizer, mesh):
   return jax.jit(create, out_shardings=shardings)(variables)
 
 
+def _begin(step, tree, facts):
+  """What a checkpoint says: see `Begin` and `loop.run_stage`."""
+  counts = facts["replaced"], facts["skipped"]
+  return Begin(step, tree["state"], tuple(facts["pending"]), *counts, tree["signs"], facts["signs_of"])
+
+
 def _run(problem, stage, workdir, mesh, model, make_begin, make_step):
   """Trains a stage from its newest checkpoint that can be read, or from its beginning; returns averaged variables.
 
@@ -142,8 +149,7 @@ def pretrain(problem, workdir, mesh=None):
 
   def begin(found):
     if found:
-      step, tree, facts = found
-      return Begin(step, tree["state"], tuple(facts["pending"]), facts["replaced"]), {}
+      return _begin(*found), {}
     # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
     variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
     optimizer, _ = stage_optimizer(problem, "teacher")
@@ -226,10 +232,7 @@ def binarize(problem, workdir, get_teacher, mesh=None):
   def begin(found):
     teacher = sharding.put_replicated(get_teacher(), mesh)
     if found:
-      step, tree, facts = found
-      frozen = _frozen(problem, teacher, tree["projections"], mesh)
-      pending, replaced = tuple(facts["pending"]), facts["replaced"]
-      return Begin(step, tree["state"], pending, replaced, tree["signs"], facts["signs_of"]), frozen
+      return _begin(*found), _frozen(problem, teacher, found[1]["projections"], mesh)
     state, frozen = prepare_student(problem, teacher, mesh, workdir)
     signs = jax.jit(functools.partial(student_signs, table=problem.table), out_shardings=sharding.replicated(mesh))
     return Begin(0, state, signs=signs(state.variables)), frozen

@@ -17,7 +17,8 @@ class TrainState:
     variables: {"params": latent weights, "quant": scales and steps (student only)}, float32.
     ema: exponential moving average of `variables`.
     opt_state: optax.
-    skipped: int32 scalar, steps whose loss or gradient was not finite and whose update was therefore left out.
+    skipped: int32 scalar, steps so far whose loss or gradient was not finite and whose update was left out (`skip`).
+    ok: bool scalar, False from the first such step on where they are not skipped; the rest is frozen before it.
   """
 
   step: jax.Array
@@ -25,6 +26,7 @@ class TrainState:
   ema: dict
   opt_state: optax.OptState
   skipped: jax.Array
+  ok: jax.Array
 
 
 class Begin(NamedTuple):
@@ -35,6 +37,7 @@ class Begin(NamedTuple):
     state: TrainState.
     pending: metrics (dicts of numbers) of the steps since the last log line.
     replaced: examples so far that stood in for one that could not be read.
+    skipped: steps skipped up to the last log line.
     signs: of the student at its last row of diagnostics, see `diagnostics.student_signs`; () for the teacher.
     signs_of: the step of that row.
   """
@@ -43,6 +46,7 @@ class Begin(NamedTuple):
   state: TrainState
   pending: tuple = ()
   replaced: int = 0
+  skipped: int = 0
   signs: Any = ()
   signs_of: int = 0
 
@@ -84,4 +88,5 @@ def create_state(variables, optimizer):
       ema=jax.tree.map(jnp.copy, variables),
       opt_state=optimizer.init(variables),
       skipped=jnp.zeros((), jnp.int32),
+      ok=jnp.array(True),
   )

@@ -167,10 +167,15 @@ def make_train_step(
     decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    ok = finite if skip else finite & (state.skipped == 0)
-    new = TrainState(state.step + 1, variables, ema, opt_state, state.skipped)
-    left = state.replace(step=state.step + skip, skipped=state.skipped + 1)
-    new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, left)
-    return new, {**metrics, "grad_norm": norm, "learning_rate": learning_rate(state.step)}
+    new = TrainState(state.step + 1, variables, ema, opt_state, state.skipped, state.ok)
+    if skip:
+      left = state.replace(step=state.step + 1, skipped=state.skipped + 1)
+    else:
+      finite &= state.ok
+      left = state.replace(ok=jnp.zeros_like(state.ok))
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, left)
+    # The optimizer's schedule counts its own updates.
+    rate = learning_rate(state.step - state.skipped)
+    return new, {**metrics, "grad_norm": norm, "learning_rate": rate}
 
   return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

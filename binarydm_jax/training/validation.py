@@ -122,6 +122,8 @@ def check_config(config):
   for stage in ("teacher", "student"):
     if not config[stage].learning_rate > 0:
       raise ValueError(f"{stage}.learning_rate is {config[stage].learning_rate}; it must be above 0")
+  if config.model.dropout == 1:
+    raise ValueError("model.dropout is 1.0; it must lie below 1")
   if not 0 <= config.seed < 2**32:
     raise ValueError(f"seed is {config.seed}; it must lie in 0 .. 2**32 - 1")
   for path in ("log.samples_every", "checkpoint.every"):

@@ -166,7 +166,7 @@ def campaign(folder, processes, sigkill, sigterm, seed=0, mode="all", phases=PHA
   whole.finish()
   wanted = contents(whole.workdir)
   todo = [(signal.SIGKILL, phases[i % len(phases)]) for i in range(sigkill)]
-  todo += [(signal.SIGTERM, phases[i % len(phases)]) for i in range(sigterm)]
+  todo += [(signal.SIGTERM, phases[-1 - i % len(phases)]) for i in range(sigterm)]
   rng.shuffle(todo)
   sent, codes, found, runs = {}, set(), [], 0
   while todo:

@@ -10,8 +10,8 @@ from tests.reliability import killing
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, processes):
-  """One SIGKILL and one SIGTERM each in training and while a checkpoint is written: parameters, scales, averages,
-  optimizer, projections, every logged loss and every row of diagnostics are those of an undisturbed run."""
+  """A SIGKILL in training and a SIGTERM about when a checkpoint is written: parameters, scales, averages, optimizer,
+  projections, every logged loss and every row of diagnostics are those of an undisturbed run."""
   phases = ("training", "saving")
   result = killing.campaign(tmp_path, processes, 1, 1, seed=processes, mode="binarize", phases=phases)
   assert result["differences"] == [] and result["compared"] > 100

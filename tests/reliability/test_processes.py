@@ -20,6 +20,7 @@ FLAGS = [
   "--config=tests/tiny.py", "--mode=pretrain", "--config.model.channel_mult=(1,)", f"--config.teacher.steps={STEPS}",
   "--config.log.every=1", "--config.checkpoint.every=5", "--config.teacher.learning_rate=0.0001",
 ]  # fmt: skip
+SPLIT = ("--config.mesh.fsdp=2", "--config.mesh.min_size=256")
 
 
 def start(processes, workdir, *more):
@@ -47,7 +48,7 @@ def alone(tmp_path_factory):
 
 def test_two_processes_train_as_one(alone, tmp_path):
   """20 losses, with parameters split over both."""
-  together = finish(2, tmp_path / "run", "--config.mesh.fsdp=2", "--config.mesh.min_size=256")
+  together = finish(2, tmp_path / "run", *SPLIT)
   np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
@@ -55,12 +56,12 @@ def test_two_processes_train_as_one(alone, tmp_path):
 def test_four_processes_hand_over_to_one_and_back(alone, tmp_path):
   """Stopped by a signal to one of four, resumed by one, stopped again, finished by four: the losses of an undisturbed
   run; every process ends with the code that asks to be run again."""
-  np.testing.assert_allclose(finish(4, tmp_path / "four"), alone, rtol=1e-4)
+  np.testing.assert_allclose(finish(4, tmp_path / "four", *SPLIT), alone, rtol=1e-4)
   workdir, rng = tmp_path / "run", random.Random(0)
   # Slow steps, so that a signal finds the run in the middle: a grid of samples at each.
   slow = ("--config.log.samples_every=1", "--config.sample.steps=50")
   for processes, until in ((4, 4), (1, 10)):
-    group = start(processes, workdir, *slow)
+    group = start(processes, workdir, *slow, *(SPLIT if processes > 1 else ()))
     while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < until:
       assert group.poll() is None, Path(f"{workdir}.log").read_text()[-3000:]
       time.sleep(0.05)

@@ -26,8 +26,8 @@ class Memory:
     if step is None:
       return state
     tree, facts = self.saved[step]
-    pending, replaced = tuple(facts["pending"]), facts["replaced"]
-    return Begin(step, tree["state"], pending, replaced, tree["signs"], facts["signs_of"])
+    counts = facts["replaced"], facts["skipped"]
+    return Begin(step, tree["state"], tuple(facts["pending"]), *counts, tree["signs"], facts["signs_of"])
 
 
 class Compiled:

@@ -119,11 +119,11 @@ def run(problem, workdir, stop_at=None):
     noise = np.random.default_rng(state.step)
     drift = lambda x: (x + noise.normal(0, 0.5, x.shape)).astype(np.float32)
     variables = jax.tree.map(drift, state.variables)
-    return TrainState(state.step + 1, variables, (), (), 0), {"loss": 1.0, "learning_rate": 1.0}
+    return TrainState(state.step + 1, variables, (), (), 0, True), {"loss": 1.0, "learning_rate": 1.0}
 
   workdir.mkdir(exist_ok=True)
   checkpoints = Memory(workdir)
-  state = TrainState(0, first, (), (), 0)
+  state = TrainState(0, first, (), (), 0, True)
   begin = checkpoints.begin(Begin(0, state, signs=diagnostics.student_signs(first, problem.table)))
   step, mesh = Compiled(train_step), sharding.make_mesh()
   loop.run_stage(problem, "student", workdir, problem.student, step, begin, {}, mesh, checkpoints)

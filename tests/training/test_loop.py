@@ -29,16 +29,19 @@ def run(workdir, losses, stop_after=None, delay=0.0, **changes):
   done = []
 
   def train_step(state, frozen, batch):
-    loss = np.float32(losses[state.step])
-    done.append(state.step + 1)
+    done.append(done[-1] + 1 if done else begin.step + 1)
+    loss = np.float32(losses[done[-1] - 1])
     time.sleep(delay)
-    skipped = state.skipped + (not np.isfinite(loss))
-    new = TrainState(state.step + 1, (), (), (), skipped)
+    finite = bool(np.isfinite(loss)) and state.ok
+    if changes.get("guard.non_finite") == "skip":
+      new = TrainState(state.step + 1, (), (), (), state.skipped + (not finite), True)
+    else:
+      new = TrainState(state.step + finite, (), (), (), 0, finite)
     return new, {"loss": loss, "simple": loss, "learning_rate": np.float32(0.1 * state.step)}
 
   checkpoints = Memory(workdir)
-  begin = checkpoints.begin(Begin(0, TrainState(0, (), (), (), 0)))
-  requested = lambda: stop_after is not None and done[-1] >= stop_after
+  begin = checkpoints.begin(Begin(0, TrainState(0, (), (), (), 0, True)))
+  requested = lambda: stop_after is not None and bool(done) and done[-1] >= stop_after
   with mock.patch.object(preemption, "requested", requested):
     loop.run_stage(problem, "teacher", workdir, problem.teacher, Compiled(train_step), begin, {},
                    sharding.make_mesh(), checkpoints)  # fmt: skip
@@ -80,13 +83,28 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how, losses, message", [
-  ("stop", [1, 1, NAN, 1, 1], r"teacher: the loss or a gradient is not finite at step \d; .*'?none'? is kept"),
-  ("skip", [1, 1, 1, 1, NAN, NAN, NAN, NAN], "not finite at all steps to 8; the checkpoint of step 4 is kept"),
+  ("stop", [1, 1, NAN, 1, 1], r"teacher: the loss or a gradient is not finite at step 3; .* step none is kept"),
+  ("skip", [1, 1, 1, 1, NAN, NAN, NAN, NAN], "at all steps of the log line of step 8; .* of step 4 is kept"),
 ])  # fmt: skip
 def test_a_run_without_finite_losses_stops(tmp_path, how, losses, message):
   """At the first by default; with `skip` when a whole log line has none."""
   with pytest.raises(loop.TrainingError, match=message):
     run(tmp_path / "run", losses, **{"guard.non_finite": how})
+
+
+def test_a_signal_does_not_save_a_frozen_state(tmp_path):
+  """The loss was not finite, and a signal comes before the log line: the error, and no checkpoint of it."""
+  with pytest.raises(loop.TrainingError, match="not finite at step 6; the checkpoint of step 4 is kept"):
+    run(tmp_path / "run", [1, 1, 1, 1, 1, NAN, 1, 1], stop_after=7)
+  assert Memory(tmp_path / "run").latest_step() == 4
+
+
+def test_a_run_that_skipped_goes_on_without(tmp_path):
+  """Skipped steps of an earlier session are no reason to stop."""
+  with pytest.raises(preemption.Preempted):
+    run(tmp_path / "run", [NAN, 1, 1, 1, 1, 1, 1, 1], stop_after=5, **{"guard.non_finite": "skip"})
+  rows = run(tmp_path / "run", [NAN, 1, 1, 1, 1, 1, 1, 1])
+  assert [(row["step"], row["loss"]) for row in rows] == [(4, 1.0), (8, 1.0)]
 
 
 def test_divergence_is_reported_and_does_not_stop(tmp_path, capsys):

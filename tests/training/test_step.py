@@ -185,28 +185,30 @@ NAN, ZERO = jnp.array([[jnp.nan, 0.0]]), jnp.zeros((1, 2))
 
 
 def test_non_finite_values_freeze_the_state():
-  """From the first NaN on nothing changes but the count, whatever the later batches are."""
+  """From the first NaN on nothing changes but the flag, whatever the later batches are."""
   optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
   step, state = quadratic_step(optimizer, rate, 0.99, {"kernel": jnp.array([1.0, -2.0])})
   state, _ = step(state, {}, ZERO)
   good = jax.device_get(state)
-  for count, batch in enumerate((NAN, ZERO), 1):
+  for batch in (NAN, ZERO):
     state, _ = step(state, {}, batch)
-    assert int(state.skipped) == count and int(state.step) == 1
+    assert not bool(state.ok) and int(state.step) == 1
     frozen = jax.device_get(state)
-    chex.assert_trees_all_equal(frozen.replace(skipped=good.skipped), good)
+    chex.assert_trees_all_equal(frozen.replace(ok=good.ok), good)
 
 
 def test_non_finite_values_are_skipped_and_counted():
   """With `skip` the update of a NaN is left out, as if the step had not been but for its number."""
   optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
-  results = []
+  results, rates = [], []
   for batches in ((ZERO, NAN, NAN, ZERO), (ZERO, ZERO)):
     step, state = quadratic_step(optimizer, rate, 0.0, {"kernel": jnp.array([1.0, -2.0])}, skip=True)
     for batch in batches:
-      state, _ = step(state, {}, batch)
+      state, metrics = step(state, {}, batch)
     results.append(jax.device_get(state))
+    rates.append(float(metrics["learning_rate"]))
   skipping, plain = results
+  assert rates[0] == rates[1] == pytest.approx(float(rate(1)))  # what the optimizer used
   assert (int(skipping.skipped), int(skipping.step), int(plain.skipped)) == (2, 4, 0)
   chex.assert_trees_all_equal(skipping.variables, plain.variables)
   chex.assert_trees_all_equal(skipping.opt_state, plain.opt_state)
