@@ -68,4 +68,6 @@ def readable(name, value):
   """A value of a row as text; names say the unit."""
   if name.endswith("bytes"):
     return f"{value / 2**30:.2f} GiB" if value > 2**30 else f"{value / 2**20:.2f} MiB"
-  return f"{value:.2f}" if isinstance(value, float) else value
+  if isinstance(value, float):
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+  return value

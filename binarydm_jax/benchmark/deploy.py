@@ -19,7 +19,7 @@ SERIES = ("xla_float32", "torch_nchw", "torch_nhwc", "xla_int8", "native_a8", "n
 
 
 def run(problem, repeats):
-  """Yields rows: "machine", "file", one "layer" for each shape, "model", "agreement"."""
+  """Yields rows: "machine", one "layer" for each shape, "file", "model", two of "agreement", "layers"."""
   import jax
 
   from binarydm_jax.deploy import kernels, load
@@ -41,14 +41,17 @@ def run(problem, repeats):
     yield dict(row="file", **sizes, float32_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
                **{f"resident_{name}_bytes": model.nbytes for name, model in models.items()})
   yield dict(row="model", **_whole(problem, params, models, repeats, torch_reference), peak_bytes=peak_bytes())
-  from binarydm_jax.deploy.agreement import agreement
+  from binarydm_jax.deploy.agreement import agreement, layer_errors, nudged
 
   name, model = list(models.items())[-1]
   trained, inputs = (student, variables), _inputs(problem)
   yield dict(row="agreement", what=f"{name} back end with the trained graph",
              **agreement((model.model, model.variables), trained, *inputs))
-  yield dict(row="agreement", what="the trained graph with itself, x changed by 1e-7",
-             **agreement(trained, trained, *inputs, nudge=1e-7))
+  yield dict(row="agreement", what="the trained graph with itself, biases and norms changed by 1e-7",
+             **agreement((student, nudged(variables)), trained, *inputs))
+  errors = layer_errors((model.model, model.variables), trained, *inputs)
+  yield dict(row="layers", what="relative error of each layer's output, given the same input", count=len(errors),
+             largest=max(errors.values()), median=statistics.median(errors.values()))
 
 
 def _torch_reference():

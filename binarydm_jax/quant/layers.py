@@ -80,7 +80,7 @@ class _Quantized(nn.Module):
 
   def _rule(self):
     rules = self.rules
-    if rules is None or isinstance(rules, LayerRule):
+    if rules is None or isinstance(rules, LayerRule | PackedLayer):
       return rules or FULL_PRECISION
     path = "/".join(self.path)
     if not isinstance(rules, Mapping):

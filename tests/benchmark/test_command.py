@@ -69,6 +69,7 @@ def test_deploy(problem, tmp_path, monkeypatch):
   assert model["xla_float32_seconds"] > 0 and model["packed_xla_seconds"] > 0
   assert "torch_float32_seconds" in model and "torch_nchw_ms" in layer
   assert [row["relative_error"] < 1e-3 for row in rows if row["row"] == "agreement"] == [True, True]
+  assert 0 < by_name["layers"]["largest"] < 1e-5 and by_name["layers"]["count"] > 5
   deploy.plot(rows, tmp_path / "out.png")
   assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
