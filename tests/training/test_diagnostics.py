@@ -124,8 +124,9 @@ def run(problem, workdir, stop_at=None):
   workdir.mkdir(exist_ok=True)
   checkpoints = Memory(workdir)
   state = TrainState(0, first, (), (), 0, True)
-  begin = checkpoints.begin(Begin(0, state, signs=diagnostics.student_signs(first, problem.table)))
-  step, mesh = Compiled(train_step), sharding.make_mesh()
+  mesh = sharding.make_mesh()
+  signs = sharding.put(diagnostics.student_signs(first, problem.table), sharding.replicated(mesh))
+  begin, step = checkpoints.begin(Begin(0, state, signs=signs)), Compiled(train_step)
   loop.run_stage(problem, "student", workdir, problem.student, step, begin, {}, mesh, checkpoints)
 
 
