@@ -101,7 +101,8 @@ def test_four_devices_equal_one(shared):
   host."""
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-  done = subprocess.run([sys.executable, "-c", f"SHARED = {[shared]}\n{SCRIPT}"], cwd=ROOT, env=environment, capture_output=True, text=True)
+  script = f"SHARED = {[shared]}\n{SCRIPT}"
+  done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
 
 
