@@ -22,6 +22,7 @@ ALLOWED = {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
     "preemption", "training",
   },
+  "study": {"training", "compare", "evaluate", "report", "command_line", "files", "preemption", "workdir", "study"},
   "benchmark": {"quant", "models", "deploy", "training", "command_line", "files", "panels", "benchmark"},
 }
 
