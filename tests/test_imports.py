@@ -16,7 +16,10 @@ ALLOWED = {
   "distill": {"distill"},
   "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
-  "evaluation": {"quant", "models", "diffusion", "data", "files", "importers", "mesh", "evaluation"},
+  "evaluation": {
+    "quant", "models", "diffusion", "data", "files", "importers", "mesh", "command_line",
+    "evaluation",
+  },
   "importers": {"models", "importers"},
   "training": {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",

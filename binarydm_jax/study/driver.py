@@ -91,7 +91,8 @@ class Progress:
     append_line(self.folder / "study.jsonl", dict(
         run=run.name, begun=time.time() - seconds, seconds=seconds, exit_code=code, command=run.shell_command(),
         study=self.command))  # fmt: skip
-    results = plan.finished_results(run) if run.row else None
+    # By its own account: the program may have been changed since this process has read the config.
+    results = plan.read_results(run.workdir) if run.row else None
     if code == 0 and results:
       self.finished(run, results, seconds)
     elif code == 0 and not run.row:
@@ -100,7 +101,7 @@ class Progress:
       self._say(run, f"stopped after {seconds:.0f} s")
     else:
       self.failed.append(run.name)
-      words = runner.last_words(run.log) if code else "it has left no results.json of its config"
+      words = runner.last_words(run.log) if code else "it has left no results.json"
       self._say(run, f"FAILED after {seconds:.0f} s, exit code {code}: {words} ({run.log})")
 
   def lend(self, run):

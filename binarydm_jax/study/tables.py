@@ -105,7 +105,8 @@ def format_metric(name, metric, count):
     return "-"
   values = metric["values"]
   if name.startswith("gap_closed"):
-    text = spread([100 * value for value in values]) + " %"
+    std = "" if metric["std"] is None else f" ± {100 * metric['std']:.0f}"
+    text = f"{100 * metric['mean']:.0f}{std} %"
   elif name == "training_seconds":
     text = spread([float(value) for value in values])
   else:

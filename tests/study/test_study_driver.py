@@ -117,7 +117,7 @@ def test_a_process_without_results_has_failed(study, capfd):
   """Exit code 0 is not enough."""
   (study.source / "baseline seed 1").mkdir()
   assert study.run("baseline", (1,)) == 1
-  assert "FAILED after 0 s, exit code 0: it has left no results.json of its config" in capfd.readouterr()[0]
+  assert "FAILED after 0 s, exit code 0: it has left no results.json" in capfd.readouterr()[0]
 
 
 def test_stopped(study, tmp_path, capfd, monkeypatch):
