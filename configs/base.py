@@ -186,7 +186,8 @@ def get_config():
   config.evaluation = ConfigDict(
       dict(
           num_samples=1024,
-          feature_network="none",  # digits_classifier | inception | none (no Frechet distance)
+          feature_network="none",  # digits_classifier | classifier | inception | none (no Frechet distance)
+          classifier="",  # file of binarydm_jax.evaluation.train_classifier, for feature_network="classifier"
           inception_weights="",  # path of pt_inception-2015-12-05-6726825d.pth; nothing is downloaded
           reference="",  # an ADM reference .npz; empty: measured on the training images, kept in the workdir
           reference_images=50_000,  # training images measured for it at most; 0: all
