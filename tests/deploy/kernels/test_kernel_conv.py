@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binarydm_jax.deploy import kernels
+from binarydm_jax.deploy import integer, kernels
 from binarydm_jax.deploy.kernels import library
+from binarydm_jax.quant import LayerRule
 from binarydm_jax.quant.step_size import codes as lsq_codes
-from binarydm_jax.quant.step_size import levels
+from binarydm_jax.quant.step_size import levels, lsq
 
 PATHS = kernels.paths()
 BITS = (1, 2, 3, 4, 8)
@@ -144,6 +145,38 @@ def test_fused(bits, bases, extras):
   expected = step * expected + (bias if extras else 0) + (residual if extras else 0)
   for path in PATHS:
     np.testing.assert_array_equal(fused(path, bits, x, step, signs, scales, bias, residual, bases), expected, path)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_ties(bits):
+  """Half-way between two codes and a float beside it, 300 steps: the kernels, the compiled graph of training, XLA's
+  back end and numpy's x * (1 / step) round alike; x / step would not."""
+  rng = np.random.default_rng(bits)
+  low, high = levels(bits)
+  ones = np.ones((2, 1, 1, 1, 1), np.float32)
+  packed = {path: kernels.prepack(ones[0] > 0, None, (1, 1, 1, 1), bits, path=path) for path in PATHS}
+  geometry = dict(kernel_shape=(1, 1, 1, 1), stride=1, padding=((0, 0), (0, 0)))
+  tensors = {"signs1": jnp.ones(1, jnp.uint8), "scale1": jnp.ones(1)}
+
+  def native(path):
+    return jax.jit(lambda x, step: kernels.conv(x, step, packed[path], jnp.ones(1), None, None, act_bits=bits, bases=1,
+                                                path=path, **geometry) / step)
+
+  programs = {path: native(path) for path in PATHS}
+  programs["training"] = jax.jit(lambda x, step: lsq(x, step, bits) / step)
+  programs["codes"] = jax.jit(lambda x, step: lsq_codes(x, step, bits))
+  programs["xla"] = jax.jit(lambda x, step: integer.run(
+    LayerRule("one_basis", act_bits=bits), {**tensors, "step": step}, x, None, **geometry) / step)
+  divided = 0
+  for step in np.exp(rng.uniform(np.log(1e-4), np.log(10), 300)).astype(np.float32):
+    x = ((rng.integers(low - 1, high + 1, 200) + 0.5) * step).astype(np.float32)
+    x = np.concatenate([x, np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(-np.inf))])
+    expected = np.rint(np.clip(x * (np.float32(1) / step), low, high))
+    for name, program in programs.items():
+      got = np.rint(np.asarray(program(x.reshape(1, 1, -1, 1), step)).reshape(-1))
+      np.testing.assert_array_equal(got, expected, name)
+    divided += int((np.rint(np.clip(x / step, low, high)) != expected).sum())
+  assert divided > 100
 
 
 @pytest.mark.parametrize("path", PATHS)
