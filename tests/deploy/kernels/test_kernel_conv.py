@@ -95,20 +95,22 @@ def test_largest_sums(path, bits, positive):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_many_pixels(path):
+@pytest.mark.parametrize("bits", [1, 8])
+def test_many_pixels(bits, path):
   """Panels and strips are sewn together: more input than one panel holds, several images, rows cut anywhere."""
   rng = np.random.default_rng(0)
   for shape, x_shape, stride in [
     ((3, 3, 64, 8), (1, 150, 130, 64), 1),
     ((3, 3, 16, 40), (9, 33, 31, 16), 2),
     ((1, 1, 48, 33), (1, 1, 5000, 48), 1),
+    ((1, 1, 48, 33), (1, 1, 4999, 48), 1),
     ((3, 3, 32, 300), (2, 4, 4, 32), 1),
   ]:
     padding = ((shape[0] // 2,) * 2,) * 2
-    codes, signs = draw_codes(rng, 8, x_shape), rng.random(shape) < 0.5
-    packed = kernels.prepack(signs, None, shape, 8, path=path)
+    codes, signs = draw_codes(rng, bits, x_shape), rng.random(shape) < 0.5
+    packed = kernels.prepack(signs, None, shape, bits, path=path)
     got = kernels.integer_conv(
-      codes, packed, kernel_shape=shape, stride=stride, padding=padding, act_bits=8, bases=1, path=path
+      codes, packed, kernel_shape=shape, stride=stride, padding=padding, act_bits=bits, bases=1, path=path
     )
     np.testing.assert_array_equal(got[0], reference(codes, signs, stride, padding))
 
