@@ -32,7 +32,8 @@ def read(path):
   whole = jpeg.dtype == np.uint8 and all(array.dtype.kind in "iu" for array in (offsets, labels))
   if not whole or not jpeg.ndim == offsets.ndim == labels.ndim == 1 or len(offsets) != len(labels) + 1:
     raise ValueError(f"{path}: jpeg must be uint8 [bytes], offsets whole numbers [n + 1], labels whole numbers [n];"
-                     f" they are {jpeg.dtype} {jpeg.shape}, {offsets.dtype} {offsets.shape}, {labels.dtype} {labels.shape}")
+                     f" they are {jpeg.dtype} {jpeg.shape}, {offsets.dtype} {offsets.shape}, {labels.dtype}"
+                     f" {labels.shape}")
   offsets, labels = offsets.astype(np.int64), labels.astype(np.int64)
   if len(labels) == 0 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (np.diff(offsets) <= 0).any():
     raise ValueError(f"{path}: offsets must ascend from 0 or more to at most the {len(jpeg)} bytes of jpeg")
