@@ -25,7 +25,10 @@ ALLOWED = {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
     "preemption", "training",
   },
-  "study": {"training", "compare", "evaluate", "report", "command_line", "files", "preemption", "workdir", "study"},
+  "study": {
+    "evaluation", "training", "compare", "evaluate", "report", "plots", "panels", "command_line", "files", "preemption",
+    "workdir", "study",
+  },
   "benchmark": {"quant", "models", "deploy", "training", "command_line", "files", "panels", "benchmark"},
 }
 

@@ -31,9 +31,9 @@ def read(path):
     raise ValueError(f"{path} is not an npz file with jpeg, offsets and labels ({why})") from None
   whole = jpeg.dtype == np.uint8 and all(array.dtype.kind in "iu" for array in (offsets, labels))
   if not whole or not jpeg.ndim == offsets.ndim == labels.ndim == 1 or len(offsets) != len(labels) + 1:
+    found = ", ".join(f"{array.dtype} {array.shape}" for array in (jpeg, offsets, labels))
     raise ValueError(f"{path}: jpeg must be uint8 [bytes], offsets whole numbers [n + 1], labels whole numbers [n];"
-                     f" they are {jpeg.dtype} {jpeg.shape}, {offsets.dtype} {offsets.shape}, {labels.dtype}"
-                     f" {labels.shape}")
+                     f" they are {found}")
   offsets, labels = offsets.astype(np.int64), labels.astype(np.int64)
   if len(labels) == 0 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (np.diff(offsets) <= 0).any():
     raise ValueError(f"{path}: offsets must ascend from 0 or more to at most the {len(jpeg)} bytes of jpeg")

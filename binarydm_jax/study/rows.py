@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
+from binarydm_jax.training.methods import METHODS
+
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
+RIVALS = {"reactnet": "ReActNet", "insta_bnn": "INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "Q-DM", "tdq": "TDQ"}
 # The ends of the scale on which a row's share of the gap is measured.
 FLOOR, CEILING = "baseline", "full_precision"
 
@@ -68,6 +71,7 @@ ROWS = (
     *_activations("baseline", "baseline", BASELINE),
     *_activations("binarydm_v1", "BinaryDM v1", V1),
     *_activations("binarydm_v5", "BinaryDM v5", V5),
+    *(Row(name, label, "rivals", {"method": name}) for name, label in RIVALS.items() if name in METHODS),
 )  # fmt: skip
 
 GROUPS = {
@@ -75,6 +79,7 @@ GROUPS = {
     "lrm": "Low-rank representation mimicking: projection and rank",
     "lrm_weight": "Low-rank representation mimicking: its weight",
     "progressive": "Progressive initialisation",
+    "rivals": "Other methods, one basis each",
     "activations": "Bits of the activations, where they are not those above",
 }
 

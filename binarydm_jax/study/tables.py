@@ -1,4 +1,4 @@
-"""What a study shows: results.csv (a line for each run), results.json (a summary of each row) and table.md."""
+"""What a study shows: results.csv (a line for each run), results.json (a summary of each row), table.md and plots."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from pathlib import Path
 from binarydm_jax.compare import spread
 from binarydm_jax.files import write_atomically
 from binarydm_jax.report import format_bytes, format_ops
+from binarydm_jax.study import figures
 from binarydm_jax.study import results as results_lib
 from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS
 
@@ -21,7 +22,7 @@ METRICS = (
 
 
 def write(folder):
-  """Writes results.csv, results.json and table.md from the finished runs in `folder`.
+  """Writes results.csv, results.json, table.md and plots/*.png from the finished runs in `folder`.
 
   Returns:
     (summaries, path of the table).
@@ -36,7 +37,8 @@ def write(folder):
   write_atomically(folder / "results.csv", to_csv(records).encode())
   content = json.dumps(dict(about=about, rows=summaries), indent=2) + "\n"
   write_atomically(folder / "results.json", content.encode())
-  write_atomically(folder / "table.md", to_markdown(summaries, about).encode())
+  pictures = [path.relative_to(folder) for path in figures.write(folder, summaries)]
+  write_atomically(folder / "table.md", to_markdown(summaries, about, pictures).encode())
   return summaries, folder / "table.md"
 
 
@@ -76,8 +78,11 @@ def cpu_name():
   return next(names, platform.machine())
 
 
-def to_markdown(summaries, about):
-  """A table for each group of rows, then how it was measured."""
+def to_markdown(summaries, about, pictures=()):
+  """A table for each group of rows, the pictures, then how it was measured.
+
+  pictures: their paths from the table's folder.
+  """
   metrics = [(head, name) for head, name in METRICS if any(row["metrics"][name] for row in summaries)]
   heads = ["model", "bits W/A", "true bits a weight", "size", "operations", "seeds", *(head for head, _ in metrics)]
   lines = [f"# {about['title']}: methods by equal budgets"]
@@ -86,6 +91,7 @@ def to_markdown(summaries, about):
     if rows:
       lines += ["", f"## {title}", "", _line(heads), _line(["---"] * len(heads))]
       lines += [_line(_cells(row, metrics)) for row in rows]
+  lines += [part for path in pictures for part in ("", f"![{path.stem}]({path.as_posix()})")]
   return "\n".join([*lines, "", "## How it was measured", "", *_protocol(about)]) + "\n"
 
 

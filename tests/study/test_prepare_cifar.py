@@ -29,7 +29,7 @@ def images():
 
 
 def test_means_of_areas(tmp_path, images):
-  """PNG loses nothing: each pixel is the mean of its 2 x 2, rounded once an axis; the data source reads the file."""
+  """PNG loses nothing: each pixel is the mean of its 2 x 2, rounded along each axis; the data source reads it."""
   source = pack(tmp_path / "in.npz", images, [2, 0, 9])
   assert prepare_cifar.main([str(source), str(tmp_path / "out" / "small.npz"), "--size=4"]) is None
   with np.load(tmp_path / "out" / "small.npz") as file:
