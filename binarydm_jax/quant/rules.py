@@ -25,6 +25,11 @@ RIVALS = {
 }
 
 
+def _by_range(activation, response):
+  """Whether either has variables for each range of timesteps."""
+  return activation == "redistributed" or response == "timed_rprelu"
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerRule:
   """What happens to one layer.
@@ -61,7 +66,7 @@ class LayerRule:
       raise ValueError(f"response {self.response!r} is not one of {', '.join(RESPONSES)}")
     if self.activation != "lsq" and self.act_bits == 32:
       raise ValueError(f"activation {self.activation!r} needs act_bits below 32: it changes what is quantized")
-    if (self.activation == "redistributed" or self.response == "timed_rprelu") and self.num_timesteps < 1:
+    if _by_range(self.activation, self.response) and self.num_timesteps < 1:
       raise ValueError(f"{self.activation!r}, {self.response!r} need num_timesteps, those of the diffusion")
 
   @property
@@ -72,7 +77,7 @@ class LayerRule:
   @property
   def timed(self):
     """Whether the layer must be told the timesteps, see `LayerGate`."""
-    return self.activation in ("redistributed", "dynamic") or self.response == "timed_rprelu"
+    return self.activation == "dynamic" or _by_range(self.activation, self.response)
 
   def of_product(self):
     """The rule as it holds for a product of two activations, which has no weights, channels or response."""
@@ -156,7 +161,8 @@ def preset(
     weight_bits: for "lsq", 2 to 8.
     edges: patterns of the layers next to input and output, which are never binarized.
     edge_bits: 32 leaves them in float; 8 makes them W8A8 by LSQ (v5's practice).
-    activation, response, num_timesteps: of every layer but the edges, see `LayerRule`.
+    activation, response: of every layer but the edges, see `LayerRule`.
+    num_timesteps: of the diffusion; used where activation or response has ranges of them.
   Raises:
     ValueError: an unknown preset or number of bits.
   """
@@ -170,7 +176,9 @@ def preset(
     raise ValueError(f"edge_bits {edge_bits} is not supported: use 8 or 32")
   edge = FULL_PRECISION if edge_bits == 32 else LayerRule("lsq", edge_bits, edge_bits)
   rules = [Rule(pattern, edge, optional=True) for pattern in edges]
-  how = dict(act_bits=act_bits, activation=activation, response=response, num_timesteps=num_timesteps)
+  how = dict(act_bits=act_bits, activation=activation, response=response)
+  if _by_range(activation, response):
+    how["num_timesteps"] = num_timesteps
   if weights == "full_precision":
     return Rules((*rules, Rule("*", LayerRule(**how), optional=True)))
   if weights == "lsq":

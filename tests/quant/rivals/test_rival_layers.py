@@ -1,4 +1,4 @@
-"""Layers by the rules of compared methods: against PyTorch's autograd, the start, gates, timesteps, one's own module."""
+"""Layers by rules of compared methods: against PyTorch's autograd, the start, gates, timesteps, one's own module."""
 
 import dataclasses
 import math
