@@ -115,9 +115,10 @@ def info(problem, workdir):
   for row in student.layers:
     shape = "x".join(map(str, row["kernel_shape"])) or "-"
     bits = f"{row['weight_bits'] or '-'}/{row['act_bits']}"
+    more = " ".join(row[name] for name in ("activation", "response") if row[name] not in ("lsq", "none"))
     _say(
         f"{row['path']:34} {shape:>18} {row['resolution']:10.3g} {row['rule']:>12} {bits:>9}"
-        f" {row['packed_bytes']:10,} {row['macs']:12,}"
+        f" {row['packed_bytes']:10,} {row['macs']:12,} {more}".rstrip()
     )
   _say(
       f"parameters {student.params:,}; float32 {student.fp32_bytes / 2**20:.2f} MiB; packed"
