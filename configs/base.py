@@ -179,7 +179,7 @@ def get_config():
   )
   config.sample = ConfigDict(
       dict(
-          model="",  # a packed file, or teacher | student; empty: the workdir's packed file
+          model="",  # a packed file, or teacher | student | shipped (with the package); empty: the workdir's file
           backend="auto",  # of a packed file: auto | xla | cpu (native kernel) | float (kernels dequantized)
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
