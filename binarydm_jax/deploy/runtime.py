@@ -95,8 +95,9 @@ def load(path, backend="auto"):
 
   Args:
     path: of the file.
-    backend: "xla": integers in plain XLA, on any device; "cpu": the native kernel; "auto": that one where it can be
-      had, else XLA, and one line says so; "float": kernels dequantized to float32 at once.
+    backend: "xla": integers in plain XLA, on any device; "cpu": the native kernel; "auto": that one where it has a
+      path for the processor (the portable one is slower than XLA), else XLA, and one line says so; "float": kernels
+      dequantized to float32 at once.
   Raises:
     PackedError: see `packed.read`.
     ValueError: an unknown back end, or "cpu" where there is none.
