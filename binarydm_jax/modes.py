@@ -13,6 +13,7 @@ from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
+from binarydm_jax.deploy.unfinished import unfinished
 from binarydm_jax.files import write_atomically
 from binarydm_jax.mesh import gather, wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
@@ -150,7 +151,9 @@ def export(problem, workdir):
 def _export(problem, workdir, step, variables, first_stage):
   fields, steps = problem.config.export, problem.config.student.steps
   gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
-  table = cost_lib.deployed_table(problem.table, gates is not None and bool(gates.second))
+  table, variables, waiting = unfinished(
+      problem.table, variables, gates, problem.teacher.block_names, problem.layers
+  )
   path = Path(workdir) / PACKED
   payload, header = packed.export(
       path,
@@ -170,7 +173,8 @@ def _export(problem, workdir, step, variables, first_stage):
     raise RuntimeError(f"{path} holds {payload} bytes of payload, and cost.py counts {counted}")
   _say(f"{path}: {payload:,} bytes of weights and {header:,} of description")
   if step < steps:
-    _say(f"of an unfinished student, step {step} of {steps}: export.force")
+    blocks = f", {len(waiting)} of its {len(problem.teacher.block_names)} blocks not binarized yet" if waiting else ""
+    _say(f"of an unfinished student, step {step} of {steps}{blocks}: export.force")
   if fields.stablehlo:
     program, options = path.with_suffix(".stablehlo"), problem.config.sample
     size = stablehlo.write_step(

@@ -174,7 +174,7 @@ def get_config():
           remainder="float32",  # float32 | bfloat16: of what is not quantized (8 bits: quant.edges, which are trained)
           stablehlo=False,  # also a StableHLO program of one sampling step, by the fields of `sample`
           averaged=True,  # the averaged weights, those that are evaluated; False: those of the last step
-          force=False,  # also of a student whose training is not finished; a second basis that still lives is kept
+          force=False,  # also of a student in training: what is not binarized yet stays float, a living basis is kept
       )
   )
   config.sample = ConfigDict(

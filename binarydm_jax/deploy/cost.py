@@ -12,11 +12,10 @@ import jax
 from binarydm_jax.quant import packed_size, rivals
 
 
-def deployed_table(table, second_alive=False):
-  """The rules as deployed: an evolving second basis leaves one basis once it is gone, and two while it is alive."""
-  weights = "multi_basis" if second_alive else "one_basis"
+def deployed_table(table):
+  """The rules of a finished student as deployed: an evolving second basis is gone, one basis is left."""
   return {
-      path: dataclasses.replace(rule, weights=weights) if rule.weights == "evolving" else rule
+      path: dataclasses.replace(rule, weights="one_basis") if rule.weights == "evolving" else rule
       for path, rule in table.items()
   }
 
