@@ -21,6 +21,7 @@ from binarydm_jax.training import feed, stages
 from binarydm_jax.training.sharding import config_mesh
 
 PACKED = "model.safetensors"
+SHIPPED = Path(__file__).parent / "shipped" / "digits.safetensors"  # digits.md beside it is its card
 
 
 def _say(*words):
@@ -193,6 +194,8 @@ def sample(config, workdir, make_problem):
     make_problem: () -> Problem, called only for "teacher" and "student": a packed file needs neither data nor training.
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
+  if which == "shipped":
+    which = str(SHIPPED)
   trained = which in ("teacher", "student")
   network = trained_network(make_problem(), workdir, which) if trained else packed_network(
       which, config, workdir, config.sample.backend

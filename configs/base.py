@@ -179,7 +179,7 @@ def get_config():
   )
   config.sample = ConfigDict(
       dict(
-          model="",  # a packed file, or teacher | student; empty: the workdir's packed file
+          model="",  # a packed file, or teacher | student | shipped (with the package); empty: the workdir's file
           backend="auto",  # of a packed file: auto | xla | cpu (native kernel) | float (kernels dequantized)
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
@@ -196,7 +196,8 @@ def get_config():
   config.evaluation = ConfigDict(
       dict(
           num_samples=1024,
-          feature_network="none",  # digits_classifier | inception | none (no Frechet distance)
+          feature_network="none",  # digits_classifier | classifier | inception | none (no Frechet distance)
+          classifier="",  # file of binarydm_jax.evaluation.train_classifier, for feature_network="classifier"
           inception_weights="",  # path of pt_inception-2015-12-05-6726825d.pth; nothing is downloaded
           reference="",  # an ADM reference .npz; empty: measured on the training images, kept in the workdir
           reference_images=50_000,  # training images measured for it at most; 0: all

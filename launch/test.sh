@@ -8,5 +8,6 @@ install requirements-dev.txt
 # Parity of the metrics. Its dependency torchvision is as large as it is unneeded.
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0
 "$python" -m ruff check .
-# Whole files to each of two processes: compiling the small networks is nearly all the time.
-JAX_PLATFORMS=cpu "$python" -m pytest --numprocesses=2 --dist=loadfile "$@"
+# Whole files to each process, the longest first: compiling the small networks is nearly all the time.
+processes=$(($(nproc) < 2 ? 2 : $(nproc) > 4 ? 4 : $(nproc)))
+JAX_PLATFORMS=cpu "$python" -m pytest --numprocesses=$processes --dist=loadfile --no-loadscope-reorder "$@"

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 # The networks of the tests are tiny: compiling them is nearly all the time, so it is done cheaply. Before jax starts.
 os.environ["XLA_FLAGS"] = " ".join([
@@ -22,7 +23,17 @@ def pytest_addoption(parser):
   parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
+# Files that take longest, in this order: two processes that start with them end at about the same time.
+LONG = (
+  "reliability/test_killing.py", "test_end_to_end.py", "reliability/test_processes.py", "training/test_sharding.py",
+  "benchmark/test_torch_step.py", "models/test_compute.py", "test_export.py", "test_latent_diffusion.py",
+  "training/test_step.py", "test_networks.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
+  order = {str(Path(__file__).parent / name): i for i, name in enumerate(LONG)}
+  items.sort(key=lambda item: order.get(str(item.path), len(order)))
   if config.getoption("--slow"):
     return
   deselected = [item for item in items if "slow" in item.keywords]

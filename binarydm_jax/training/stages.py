@@ -194,7 +194,10 @@ def initial_student(problem, teacher_params, parts, mesh):
     return problem.teacher.apply({"params": params}, x_t, timesteps, batch["label"] if labels_used else None)[1]
 
   key = run_key(problem, CALIBRATION)
-  variables = {"params": teacher_params, "quant": calibrate(teacher_params, parts, key)}
+  variables = {"params": teacher_params}
+  # None of it where all is in full precision: then there is no such collection, as after `init`.
+  if learned := calibrate(teacher_params, parts, key):
+    variables["quant"] = learned
   projections = ()
   if problem.distil:
     fit = functools.partial(fit_projections, method=problem.method.projection, reduction=config.distill.reduction)

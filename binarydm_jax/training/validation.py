@@ -184,9 +184,15 @@ def check_sampling(sample, schedule):
   solver_timesteps(schedule, sample.steps, sample.spacing, sample.sampler)
 
 
+def load_features(evaluation):
+  """The FeatureNetwork of `config.evaluation`, or None. ValueError where its weights are missing or wrong."""
+  paths = {"inception": evaluation.inception_weights, "classifier": evaluation.classifier}
+  return features.load(evaluation.feature_network, paths.get(evaluation.feature_network))
+
+
 def check_features(evaluation, image_shape, num_train):
   """A feature network that is made for other images, or too few samples or real images for its covariance."""
-  network = features.load(evaluation.feature_network, evaluation.inception_weights)
+  network = load_features(evaluation)
   if network is None:
     return
   if not network.takes(image_shape):

@@ -160,7 +160,7 @@ assert len(jax.devices()) == 4
 model, variables = unet()
 sampler = make_sampler(model, SCHEDULE, "eps", (4, 4, 1), steps=3, eta=0.5, guidance=2.0)
 runs = {}
-for devices, batch_size in ((1, 64), (1, 16), (4, 64), (4, 16), (4, 10)):
+for devices, batch_size in ((1, 64), (4, 16), (4, 10)):
   draw = make_draw(sampler, variables, batch_size, 5, 3, devices=jax.devices()[:devices])
   runs[devices, batch_size] = draw(0, 64)
 for name, images in runs.items():
@@ -171,7 +171,7 @@ print("equal")
 
 
 def test_devices_and_batches_do_not_matter():
-  """A U-Net with guidance on 1 and on 4 devices, in batches of 64, 16 and one that 4 devices do not divide."""
+  """A U-Net with guidance on 1 device at once, and on 4 in batches of 16 and of 10, which 4 do not divide."""
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
   done = subprocess.run([sys.executable, "-c", DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -10,7 +10,7 @@ from binarydm_jax.models import UNet
 from binarydm_jax.models.unet import REMAT
 from binarydm_jax.quant import calibrate, inspect_layers, preset
 
-NET = UNet(3, 8, (1,), 1, (1,), num_heads=2, norm_groups=4)
+NET = UNet(3, 8, (1,), 1, num_heads=2, norm_groups=4)  # the middle block has attention
 X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3, 900])
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.reliability import killing
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, processes):
   """A SIGKILL in training and a SIGTERM about when a checkpoint is written: parameters, scales, averages, optimizer,
   projections, every logged loss and every row of diagnostics are those of an undisturbed run."""

@@ -57,7 +57,7 @@ def check_program(text, state, fsdp):
   return split
 
 results = []
-for count, fsdp, accumulate in ((1, 1, 1), (4, 1, 1), (4, 2, 2)):
+for count, fsdp, accumulate in ((1, 1, 1), *SHARED):
   changes = {"student.steps": 40, "student.batch_size": BATCH, "model.channel_mult": (1,), "model.dropout": 0.1,
              "mesh.min_size": 256, "student.learning_rate": 2e-5, "compute.accumulate": accumulate, "data.flip": True}
   problem = build(tiny.get_config(**changes))
@@ -93,13 +93,16 @@ print("equal")
 """
 
 
-def test_four_devices_equal_one():
-  """One device, four with all parameters each, and two pairs that share parameters in two parts of a batch: 20 losses,
-  averages, scales and projections agree, with dropout and mirrored images. In the compiled programs of four devices
-  nothing as large as an activation travels, gradients are reduced once, outside of loops; nothing reaches the host."""
+@pytest.mark.parametrize("shared", [(4, 2, 2), pytest.param((4, 1, 1), marks=pytest.mark.slow)])
+def test_four_devices_equal_one(shared):
+  """One device, and two pairs that share parameters in two parts of a batch (or four with all parameters each): 20
+  losses, averages, scales and projections agree, with dropout and mirrored images. In the compiled program of four
+  devices nothing as large as an activation travels, gradients are reduced once, outside of loops; nothing reaches the
+  host."""
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-  done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True)
+  script = f"SHARED = {[shared]}\n{SCRIPT}"
+  done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
 
 
