@@ -1,12 +1,16 @@
 """The methods that BinaryDM is compared with, as `method`: loss terms, one trace, training, the packed student."""
 
+import dataclasses
 import json
+from unittest import mock
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 
 from binarydm_jax import main, quant
+from binarydm_jax.modes import costs
 from binarydm_jax.quant import untrained
 from binarydm_jax.training.methods import METHODS, resolve_method
 from binarydm_jax.training.problem import build
@@ -14,24 +18,34 @@ from tests import tiny
 from tests.training.test_step import student_run
 
 
-@pytest.mark.parametrize("name", quant.RIVALS)
-def test_three_steps(name):
-  """Every leaf of both collections moves, in one trace; NeM is there for Q-DM, with its weight in the sum, and nowhere
-  else."""
-  # The other blocks in float: they are nearly all of the time, which is the compiler's.
-  fields = {"student.warmup_steps": 1, "student.steps": 30, "quant.overrides": ("*put_*=float/32",)}
-  problem, first, _, state, metrics = student_run(3, method=name, **fields)
-  # What reaches the logits of a fresh attention is too small for the first layers of TDQ's networks.
-  assert [path for path in untrained(first.variables, state.variables) if "/qk/" not in path] == []
-  assert problem.mimic == (name == "q_dm") and not problem.distil and problem.gates_fn is None
-  extra = {"nem"} if problem.mimic else set()
+def with_all_of_them(problem):
+  """The problem with another method at each layer of its middle block, and the other blocks in float."""
+  by_name = {
+    "res/conv1": "reactnet", "res/emb": "tdq", "res/conv2": "insta_bnn", "attn/qkv": "q_dm", "attn/qk": "q_dm",
+    "attn/av": "tdq", "attn/proj": "reactnet", "res1/conv1": "bi_diffsr", "res1/emb": "bi_diffsr", "res1/conv2": "tdq",
+  }  # fmt: skip
+  table = {path: quant.LayerRule() for path in problem.table}
+  for layer in problem.layers:
+    if layer.block == "middle":
+      (rule,) = quant.preset(by_name[layer.path.removeprefix("middle/")], 4, num_timesteps=1000).rules
+      table[layer.path] = rule.layer.of_product() if layer.kind == "matmul" else rule.layer
+  return dataclasses.replace(problem, table=table, student=problem.teacher.clone(rules=table))
+
+
+def test_three_steps():
+  """All methods in one network, traced once: every leaf of both collections moves; NeM is a term with its weight."""
+  make = lambda config: with_all_of_them(build(config))
+  fields = {"method": "q_dm", "distill.prediction_weight": 2.0, "student.warmup_steps": 1, "student.steps": 30}
+  with mock.patch("tests.training.test_step.build", make):
+    problem, first, _, state, metrics = student_run(3, **fields)
+  assert untrained(first.variables, state.variables) == []
+  assert problem.mimic and not problem.distil and problem.gates_fn is None
+  names = {path.rpartition("/")[2] for path in flax.traverse_util.flatten_dict(first.variables["quant"], sep="/")}
+  assert names >= {"shift", "moment", "response_gamma", "step", "step_time2", "step_a", "step_b_time0", "scale1"}
   for m in metrics:
-    assert set(m) == {"loss", "simple", "grad_norm", "learning_rate"} | extra
-    np.testing.assert_allclose(m["loss"], m["simple"] + m.get("nem", 0), rtol=1e-5)
-    assert all(np.isfinite(value) for value in m.values())
-  table = problem.table.values()
-  assert {rule.weights for rule in table} == {"float", "one_basis"}
-  assert {rule.activation for rule in table} >= {quant.RIVALS[name][0]}
+    assert set(m) == {"loss", "simple", "nem", "grad_norm", "learning_rate"}
+    assert m["nem"] > 0
+    np.testing.assert_allclose(m["loss"], m["simple"] + 2 * m["nem"], rtol=1e-5)
   # Averages are kept of all of them, as of scales and steps.
   assert jax.tree.structure(state.ema) == jax.tree.structure(state.variables)
 
@@ -67,12 +81,17 @@ def test_config_errors(fields, match):
   assert "\n" not in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def baseline():
+  """What --mode=info counts for it."""
+  return costs(build(tiny.get_config(method="baseline")))[1].as_dict()
+
+
 @pytest.mark.parametrize("name", quant.RIVALS)
-def test_info(name, tmp_path, capsys):
+def test_info(name, baseline, tmp_path, capsys):
   """--mode=info counts what a method adds to the file, and names it in the row of the layer."""
-  main.run(tiny.get_config(method=name), str(tmp_path / name), "info")
-  main.run(tiny.get_config(method="baseline"), str(tmp_path / "baseline"), "info")
-  counted, plain = (json.loads((tmp_path / n / "info.json").read_text()) for n in (name, "baseline"))
+  main.run(tiny.get_config(method=name), str(tmp_path), "info")
+  counted, plain = json.loads((tmp_path / "info.json").read_text()), baseline
   assert (counted["packed_bytes"] > plain["packed_bytes"]) == (name != "q_dm")
   assert counted["ops"] == plain["ops"] and counted["macs"] == plain["macs"]
   row = next(row for row in counted["layers"] if row["path"] == "middle/res/conv1")
