@@ -31,7 +31,8 @@ def prepare(file, backend):
   entries, tensors = {}, dict(file.tensors)
   for path, rule in table.items():
     if path.endswith("/qk") and not shapes[path]:
-      entries[path] = quant.PackedAttention(rule, "xla", attention.run)
+      native = backend == "cpu" and kernels.attention_runs()
+      entries[path] = quant.PackedAttention(rule, *(("cpu", attention.run_native) if native else ("xla", attention.run)))
     elif rule.weights == "float":
       entries[path] = rule
     elif backend == "cpu" and _is_native(rule) and _prepack(tensors, path, rule, shapes[path]):
