@@ -1,9 +1,11 @@
-"""Attention of a loaded model: on CPUs one head after the other, whose products and softmax then stay in the caches."""
+"""Attention of a loaded model: by the native kernel, or by XLA; on CPUs then one head after the other, whose products
+and softmax stay in the caches."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from binarydm_jax.deploy import kernels
 from binarydm_jax.quant.step_size import lsq
 
 # Fewer queries times keys are left to one batched product.
@@ -44,3 +46,11 @@ def run(q, k, v, qk, av, qk_bits, av_bits):
   else:
     out = lax.platform_dependent(q, k, v, cpu=by_head, default=at_once)
   return jnp.moveaxis(out.reshape(batch, heads, n, d), 1, 2)
+
+
+def run_native(q, k, v, qk, av, qk_bits, av_bits):
+  """`run` by the native kernel, where both products are of codes."""
+  if max(qk_bits, av_bits) > 8:
+    return run(q, k, v, qk, av, qk_bits, av_bits)
+  steps = jnp.stack([part[name] for part in (qk, av) for name in ("step_a", "step_b")])
+  return kernels.attend(q, k, v, steps, qk_bits=qk_bits, av_bits=av_bits).astype(q.dtype)

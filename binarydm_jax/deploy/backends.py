@@ -41,7 +41,9 @@ def prepare(file, backend):
   entries, tensors = {}, dict(file.tensors)
   for path, rule in table.items():
     if path.endswith("/qk") and not shapes[path]:
-      entries[path] = quant.PackedAttention(rule, "xla", attention.run)
+      native = backend == "cpu" and kernels.attention_runs()
+      name, run = ("cpu", attention.run_native) if native else ("xla", attention.run)
+      entries[path] = quant.PackedAttention(rule, name, run)
     elif rule.weights == "float":
       entries[path] = rule
     elif backend == "cpu" and _is_native(rule) and _prepack(tensors, path, rule, shapes[path]):

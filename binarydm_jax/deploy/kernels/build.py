@@ -21,7 +21,8 @@ _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 _BINDING = {"ffi.cc": "-O1"}
 EXTRA_FLAGS = {
   "x86_64": _BINDING | {
-    "avx2.cc": "-mavx2", "avx512vnni.cc": _AVX512, "avx512popcount.cc": f"{_AVX512} -mavx512vpopcntdq",
+    "attention.cc": "-mavx2", "avx2.cc": "-mavx2",
+    "avx512vnni.cc": _AVX512, "avx512popcount.cc": f"{_AVX512} -mavx512vpopcntdq",
   },
   "aarch64": _BINDING | {"neon.cc": "-march=armv8.2-a+dotprod"},
 }  # fmt: skip
@@ -118,6 +119,7 @@ def load():
     raise BuildError(f"{path} does not load: {error}; remove it to build it again") from error
   shape = ctypes.POINTER(ctypes.c_int)
   loaded.binarydm_paths.restype = ctypes.c_char_p
+  loaded.binarydm_attention_runs.restype = ctypes.c_int
   loaded.binarydm_packed_bytes.argtypes = [ctypes.c_char_p, shape]
   loaded.binarydm_packed_bytes.restype = ctypes.c_size_t
   loaded.binarydm_pack.argtypes = [ctypes.c_char_p, shape, ctypes.c_void_p, ctypes.c_void_p]

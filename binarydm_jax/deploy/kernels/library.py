@@ -17,7 +17,7 @@ def loaded():
     found = build.load()
   except build.BuildError as error:
     return None, (), str(error)
-  for name in ("binarydm_fused_conv", "binarydm_integer_conv"):
+  for name in ("binarydm_fused_conv", "binarydm_integer_conv", "binarydm_attention"):
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, name)), platform="cpu")
   return found, tuple(found.binarydm_paths().decode().split()), ""
 

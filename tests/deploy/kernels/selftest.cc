@@ -1,6 +1,7 @@
-// The kernels against plain loops in 64 bits: random shapes and codes, worst cases, all widths. For sanitizers and
+// The kernels against plain loops in 64 bits: random shapes and codes, worst cases, all widths; attention. For sanitizers and
 // emulators, where Python is too heavy. Usage: selftest COUNT [PATH ...]; without paths those that the processor can run.
 // A path that is named is run, whatever the processor says.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "conv.h"
 #include "paths.h"
 
@@ -140,6 +142,53 @@ bool check(const Path& path, const Case& c) {
   return true;
 }
 
+// Inputs are whole steps. Weights that lie near the middle of two codes may be rounded to either.
+bool check_attention() {
+  const int bits = uniform(2, 8), top = (1 << (bits - 1)) - 1;
+  Attention a = {uniform(1, 2), uniform(1, 40), uniform(1, 70), uniform(1, 3), uniform(1, 40), bits, bits, 0.25f, 0.5f,
+                 0.5f / top, 0.125f, nullptr, nullptr, nullptr, nullptr};
+  const int64_t row = a.heads * a.channels;
+  std::vector<float> q(a.batch * a.queries * row), k(a.batch * a.keys * row), v(k.size()), out(q.size());
+  for (float& x : q) x = a.q_step * uniform(-top - 1, top);
+  for (float& x : k) x = a.k_step * uniform(-top - 1, top) / (1 + a.channels);
+  for (float& x : v) x = a.v_step * uniform(-top - 1, top);
+  for (float& x : k) x = a.k_step * std::nearbyint(x / a.k_step);
+  a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = out.data();
+  {
+    Threads threads;
+    attend(a, threads);
+  }
+  for (int64_t i = 0; i < a.batch * a.queries; ++i) {
+    for (int64_t h = 0; h < a.heads; ++h) {
+      const int64_t first = i / a.queries * a.keys;
+      std::vector<double> weights(a.keys);
+      double most = -1e300, total = 0, doubt = 1e-5;
+      for (int64_t key = 0; key < a.keys; ++key) {
+        for (int64_t c = h * a.channels; c < (h + 1) * a.channels; ++c) {
+          weights[key] += double(q[i * row + c]) * k[(first + key) * row + c];
+        }
+        most = std::max(most, weights[key]);
+      }
+      for (double& w : weights) total += w = std::exp(w - most);
+      for (double& w : weights) {
+        const double steps = w / total / a.weight_step;
+        if (std::fabs(steps - std::floor(steps) - 0.5) < 1e-3) doubt += a.weight_step * a.v_step * (top + 1);
+        w = std::nearbyint(std::min<double>(steps, top)) * a.weight_step;
+      }
+      for (int64_t c = h * a.channels; c < (h + 1) * a.channels; ++c) {
+        double expected = 0;
+        for (int64_t key = 0; key < a.keys; ++key) expected += weights[key] * v[(first + key) * row + c];
+        if (!(std::fabs(out[i * row + c] - expected) <= doubt)) {
+          std::printf("attention: %g, not %g, %d bits, %d keys, %d channels\n", out[i * row + c], expected, bits,
+                      int(a.keys), int(a.channels));
+          return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 const Path* named(const char* name) {
   for (const Path* path : {portable_path(), avx2_path(), avx512vnni_path(), neon_path()}) {
     if (path && !std::strcmp(path->name, name)) return path;
@@ -156,7 +205,13 @@ int main(int argc, char** argv) {
     paths.push_back(named(argv[i]));
     if (!paths.back()) return std::printf("%s is not compiled in\n", argv[i]), 1;
   }
-  if (paths.empty()) paths = runnable_paths();
+  if (paths.empty()) {
+    paths = runnable_paths();
+    for (int i = 0; attention_runs() && i < 5 * count; ++i) {
+      if (!check_attention()) return 1;
+    }
+    if (attention_runs()) std::printf("attention ok\n");
+  }
   for (const Path* path : paths) {
     for (int bits : {1, 2, 3, 4, 8}) {
       for (int i = 0; i < count; ++i) {

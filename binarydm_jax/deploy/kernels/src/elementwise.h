@@ -1,28 +1,12 @@
-// Quantization and epilogue as plain loops. Included by each path, so that the compiler vectorizes them for it;
+// Quantization (quantize.h) and epilogue as plain loops. Included by each path, so that the compiler vectorizes them for it;
 // everything here has internal linkage, lest the linker keep one path's code for all.
 #pragma once
 
+#include "quantize.h"
 #include "scheme.h"
 
 namespace binarydm {
 namespace {
-
-void quantize(const float* x, size_t count, float step, int bits, int8_t* codes) {
-  if (bits == 1) {
-    for (size_t i = 0; i < count; ++i) codes[i] = x[i] >= 0 ? 1 : -1;
-    return;
-  }
-  const float reciprocal = 1.0f / step;
-  const float low = -static_cast<float>(1 << (bits - 1)), high = -low - 1;
-  // Adding and subtracting 1.5 * 2^23 rounds half to even, whatever the instruction set.
-  const float magic = 12582912.0f;
-  for (size_t i = 0; i < count; ++i) {
-    float v = x[i] * reciprocal;
-    v = v > low ? v : low;
-    v = v < high ? v : high;
-    codes[i] = static_cast<int8_t>(static_cast<int32_t>((v + magic) - magic));
-  }
-}
 
 template <bool kTwo, bool kResidual>
 void finish_strip(const Epilogue& e) {

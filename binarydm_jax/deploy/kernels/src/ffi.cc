@@ -3,6 +3,7 @@
 #include <string>
 #include <string_view>
 
+#include "attention.h"
 #include "conv.h"
 #include "paths.h"
 #include "xla/ffi/api/ffi.h"
@@ -100,8 +101,47 @@ ffi::Error integer(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer
   return ffi::Error::Success();
 }
 
+ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
+                     ffi::Buffer<ffi::F32> steps, ffi::ResultBuffer<ffi::F32> out, int64_t qk_bits, int64_t av_bits,
+                     int64_t threads) {
+  const auto wrong = [](const char* what) {
+    return ffi::Error::InvalidArgument(std::string("attention of codes: ") + what);
+  };
+  if (!attention_runs()) return wrong("not on this processor");
+  const auto shape = q.dimensions(), keys = k.dimensions();
+  if (shape.size() != 4 || keys.size() != 4 || steps.element_count() != 4) return wrong("wrong ranks");
+  const auto same = [](ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  };
+  if (keys[0] != shape[0] || keys[2] != shape[2] || keys[3] != shape[3] || !same(v.dimensions(), keys) ||
+      !same(out->dimensions(), shape)) {
+    return wrong("operands have other shapes");
+  }
+  float step[4];
+  for (int i = 0; i < 4; ++i) step[i] = std::max(steps.typed_data()[i], 1e-8f);
+  const auto narrow = [](int64_t bits) { return static_cast<int>(bits < 0 || bits > 32 ? 0 : bits); };
+  const Attention a = {shape[0], shape[1], keys[1], shape[2], shape[3], narrow(qk_bits), narrow(av_bits), step[0],
+                       step[1], step[2], step[3], q.typed_data(), k.typed_data(), v.typed_data(), out->typed_data()};
+  if (const char* error = attention_error(a)) return wrong(error);
+  Pool executor(pool, threads);
+  attend(a, executor);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace binarydm
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(binarydm_attention, binarydm::attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("qk_bits")
+                                  .Attr<int64_t>("av_bits")
+                                  .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binarydm_fused_conv, binarydm::fused,
                               ffi::Ffi::Bind()
@@ -149,6 +189,8 @@ bool lookup(const char* path_name, const int* shape, const binarydm::Path** path
 }  // namespace
 
 extern "C" {
+
+int binarydm_attention_runs() { return binarydm::attention_runs(); }
 
 // Names of the runnable paths, best first, a space between two.
 const char* binarydm_paths() {
