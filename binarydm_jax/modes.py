@@ -13,6 +13,7 @@ from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
+from binarydm_jax.deploy.unfinished import unfinished
 from binarydm_jax.files import write_atomically
 from binarydm_jax.mesh import gather, wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
@@ -21,6 +22,7 @@ from binarydm_jax.training import feed, stages
 from binarydm_jax.training.sharding import config_mesh
 
 PACKED = "model.safetensors"
+SHIPPED = Path(__file__).parent / "shipped" / "digits.safetensors"  # digits.md beside it is its card
 
 
 def _say(*words):
@@ -115,9 +117,10 @@ def info(problem, workdir):
   for row in student.layers:
     shape = "x".join(map(str, row["kernel_shape"])) or "-"
     bits = f"{row['weight_bits'] or '-'}/{row['act_bits']}"
+    more = " ".join(row[name] for name in ("activation", "response") if row[name] not in ("lsq", "none"))
     _say(
         f"{row['path']:34} {shape:>18} {row['resolution']:10.3g} {row['rule']:>12} {bits:>9}"
-        f" {row['packed_bytes']:10,} {row['macs']:12,}"
+        f" {row['packed_bytes']:10,} {row['macs']:12,} {more}".rstrip()
     )
   _say(
       f"parameters {student.params:,}; float32 {student.fp32_bytes / 2**20:.2f} MiB; packed"
@@ -148,7 +151,9 @@ def export(problem, workdir):
 def _export(problem, workdir, step, variables, first_stage):
   fields, steps = problem.config.export, problem.config.student.steps
   gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
-  table = cost_lib.deployed_table(problem.table, gates is not None and bool(gates.second))
+  table, variables, waiting = unfinished(
+      problem.table, variables, gates, problem.teacher.block_names, problem.layers
+  )
   path = Path(workdir) / PACKED
   payload, header = packed.export(
       path,
@@ -168,7 +173,8 @@ def _export(problem, workdir, step, variables, first_stage):
     raise RuntimeError(f"{path} holds {payload} bytes of payload, and cost.py counts {counted}")
   _say(f"{path}: {payload:,} bytes of weights and {header:,} of description")
   if step < steps:
-    _say(f"of an unfinished student, step {step} of {steps}: export.force")
+    blocks = f", {len(waiting)} of its {len(problem.teacher.block_names)} blocks not binarized yet" if waiting else ""
+    _say(f"of an unfinished student, step {step} of {steps}{blocks}: export.force")
   if fields.stablehlo:
     program, options = path.with_suffix(".stablehlo"), problem.config.sample
     size = stablehlo.write_step(
@@ -192,6 +198,8 @@ def sample(config, workdir, make_problem):
     make_problem: () -> Problem, called only for "teacher" and "student": a packed file needs neither data nor training.
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
+  if which == "shipped":
+    which = str(SHIPPED)
   trained = which in ("teacher", "student")
   network = trained_network(make_problem(), workdir, which) if trained else packed_network(
       which, config, workdir, config.sample.backend

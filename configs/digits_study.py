@@ -12,7 +12,7 @@ def get_config():
   config = digits.get_config()
   config.model.update(dict(attention_resolutions=(4, 2)))
   config.teacher.update(dict(steps=2500))
-  config.student.update(dict(steps=1200, ema_decay=0.995))
+  config.student.update(dict(steps=600, ema_decay=0.995))
   config.log.every = 100
   config.checkpoint.every = 500
   config.sample.update(dict(steps=25, batch_size=128))

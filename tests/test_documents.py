@@ -4,6 +4,7 @@
 their names, as a reader would have it.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -58,6 +59,22 @@ def test_marked_blocks_run(path, language, codes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path, language, codes", blocks("slow"))
 def test_slow_blocks_run(path, language, codes, tmp_path, monkeypatch):
   run(language, codes, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path, monkeypatch):
+  """All cells, top to bottom, with fewer steps and samples."""
+  book = json.loads((ROOT / "docs" / "digits.ipynb").read_text())
+  cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+  config = "config = digits.get_config()"
+  small = {"teacher.steps": 4, "student.steps": 8, "sample.steps": 2, "evaluation.num_samples": 96,
+           "model.model_channels": 8, "model.norm_groups": 4, "model.num_res_blocks": 1, "log.every": 2,
+           "checkpoint.every": 4, "teacher.batch_size": 8, "student.batch_size": 8}  # fmt: skip
+  assert sum(config in cell for cell in cells) == 1
+  cells = [cell.replace(config, f"{config}\nconfig.update_from_flattened_dict({small})") for cell in cells]
+  monkeypatch.setattr(sys, "path", [*sys.path])
+  run("python", cells, tmp_path, monkeypatch)
+  assert (tmp_path / "runs" / "notebook" / "report.html").exists()
 
 
 def test_there_are_marked_blocks():

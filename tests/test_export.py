@@ -13,7 +13,8 @@ from binarydm_jax.training.loop import TrainingError
 from binarydm_jax.training.problem import build
 from tests import tiny
 
-FIELDS = {"method": "ebb", "quant.edges": "8bit", "quant.transition": 0.75, "model.channel_mult": (1,),
+FIELDS = {"method": "ebb", "quant.edges": "8bit", "quant.transition": 0.75, "quant.progressive": "blocks",
+          "model.channel_mult": (1,),
           "teacher.steps": 2, "student.steps": 4, "sample.num_images": 3, "sample.batch_size": 3}
 
 
@@ -88,7 +89,7 @@ def test_stablehlo_option(workdir):
 
 
 def test_unfinished_student(workdir, tmp_path, capsys):
-  """Refused in one line while the second basis lives; export.force writes it with both bases, and says so."""
+  """Refused in one line; export.force writes what the step computes, and says so: both bases, attention in float."""
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
   (tmp_path / "model.safetensors").unlink(missing_ok=True)
   shutil.rmtree(tmp_path / "student" / "4")
@@ -100,6 +101,7 @@ def test_unfinished_student(workdir, tmp_path, capsys):
   assert "middle/res/conv1/signs2" in tensors
   model = load(tmp_path / "model.safetensors", "xla")
   assert model.model.rules["middle/res/conv1"].rule.weights == "multi_basis"
+  assert "middle/attn/qk/step_a" not in tensors and "middle/attn/qk/step_a" in export(workdir)
   shutil.rmtree(tmp_path / "student")
   with pytest.raises(TrainingError, match="no finished student"):
     export(tmp_path, force=True)

@@ -10,6 +10,7 @@ from binarydm_jax import quant
 from binarydm_jax.deploy import attention, integer, kernels
 
 BACKENDS = ("auto", "xla", "cpu", "float")
+_LOG = logging.getLogger(__name__)
 KERNEL_BITS = (8, 4, 3, 2)  # of activations whose layers the native kernels take
 
 
@@ -20,11 +21,20 @@ def prepare(file, backend):
     file: PackedFile.
     backend: a name of BACKENDS, see `runtime.load`.
   Raises:
-    ValueError: an unknown name, or "cpu" where the kernels cannot run.
+    ValueError: an unknown name; "cpu" where the kernels cannot run; "xla" or "cpu" for activations or responses that
+      only "float" computes.
   """
   if backend not in BACKENDS:
     raise ValueError(f"back end {backend!r} is not one of {', '.join(BACKENDS)}")
   table, shapes = file.description.table, file.description.shapes
+  others = [path for path, rule in table.items() if not rule.plain]
+  if others and backend != "float":
+    rule = table[others[0]]
+    words = f"layer {others[0]!r} has activation {rule.activation!r}, response {rule.response!r}"
+    if backend != "auto":
+      raise ValueError(f"{words}: back end {backend!r} does not compute them, take 'float'")
+    _LOG.warning("%s: the model runs by the back end 'float'", words)
+    backend = "float"
   if backend == "float":
     return backend, quant.dequantized(table), quant.unpack(file.tensors, table, shapes)
   backend = _choose(backend, [path for path, rule in table.items() if _is_native(rule)])
@@ -50,11 +60,13 @@ def _choose(backend, native):
   if backend == "xla" or (backend == "auto" and (jax.default_backend() != "cpu" or not native)):
     return "xla"
   path, reason = kernels.status() if jax.default_backend() == "cpu" else (None, "JAX runs on another device")
+  if backend == "auto" and path == "portable":  # of 2 to 8 bits it takes from 2.5 to 10 times as long as XLA
+    path, reason = None, "the kernels have no fast path for this processor"
   if path:
     return "cpu"
   if backend == "cpu":
     raise ValueError(f"back end 'cpu' cannot be had: {reason}; 'auto' falls back to XLA")
-  logging.getLogger(__name__).warning("%s; packed layers run by XLA", reason)
+  _LOG.warning("%s; packed layers run by XLA", reason)
   return "xla"
 
 

@@ -27,7 +27,7 @@ class PackedError(ValueError):
 
 def export(path, variables, model, table, layers, diffusion, input_shape, first_stage=None, remainder="float32",
            **about):
-  """Writes the packed file (temporary name, then rename).
+  """Writes the packed file (temporary name, then rename); the same model gives the same bytes.
 
   Args:
     path: of the file.
@@ -46,8 +46,17 @@ def export(path, variables, model, table, layers, diffusion, input_shape, first_
   """
   tensors = quant.pack(variables, table, REMAINDERS[remainder])
   text = description_lib.describe(model, table, layers, diffusion, input_shape, first_stage, remainder, **about)
-  write_atomically(path, save(tensors, metadata={"format": FORMAT, "version": VERSION, "description": text}))
+  content = save(tensors, metadata={"format": FORMAT, "version": VERSION, "description": text})
+  write_atomically(path, _with_sorted_header(content))
   return file_sizes(path)
+
+
+def _with_sorted_header(content):
+  """A safetensors file with the keys of its header in order: the library writes those of the metadata in any."""
+  end = 8 + struct.unpack("<Q", content[:8])[0]
+  header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+  header += b" " * (-len(header) % 8)  # tensors stay aligned
+  return struct.pack("<Q", len(header)) + header + content[end:]
 
 
 def file_sizes(path):

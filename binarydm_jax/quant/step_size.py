@@ -34,10 +34,17 @@ def lsq(x, step, bits, gradient_scale=1.0):
   return _forward(x, step, bits, gradient_scale)[0]
 
 
+def _in_steps(x, step):
+  """x / step as x times the float32 reciprocal, the step floored.
+
+  XLA makes this of a division whenever it can; written out, whoever computes the codes rounds ties alike.
+  """
+  return x.astype(jnp.float32) * (1 / jnp.maximum(step, SCALE_FLOOR))
+
+
 def codes(x, step, bits):
-  """The integers of `lsq`: round(clip(x / step, qn, qp)), as float32 whatever the dtype of x."""
-  qn, qp = levels(bits)
-  return jnp.round(jnp.clip(x.astype(jnp.float32) / jnp.maximum(step, SCALE_FLOOR), qn, qp))
+  """The integers of `lsq`: round(clip(x * (1 / step), qn, qp)), half to even, as float32 whatever the dtype of x."""
+  return jnp.round(jnp.clip(_in_steps(x, step), *levels(bits)))
 
 
 def _forward(x, step, bits, gradient_scale):
@@ -50,7 +57,7 @@ def _backward(bits, gradient_scale, residuals, gradient):
   x, step = residuals
   qn, qp = levels(bits)
   # In float32 whatever the compute type: the step's gradient is a sum over many values.
-  v = x.astype(jnp.float32) / jnp.maximum(step, SCALE_FLOOR)
+  v = _in_steps(x, step)
   inside = (v >= qn) & (v <= qp)
   gradient_x = jnp.where(inside, gradient, 0).astype(x.dtype)
   per_value = jnp.where(inside, jnp.round(v) - v, jnp.clip(v, qn, qp)) * gradient.astype(jnp.float32)

@@ -210,7 +210,8 @@ def initial_student(problem, teacher_params, parts, mesh):
 
 def _frozen(problem, teacher_params, projections, mesh):
   """What the student's step is given and does not train; no teacher where nothing is distilled."""
-  teacher = sharding.put(teacher_params, _shardings(problem, teacher_params, mesh)) if problem.distil else ()
+  needed = problem.distil or problem.mimic
+  teacher = sharding.put(teacher_params, _shardings(problem, teacher_params, mesh)) if needed else ()
   return {"teacher": teacher, "projections": projections}
 
 
@@ -218,9 +219,12 @@ def student_train_step(problem, state, frozen):
   """The compiled step of quantization-aware training with distillation, for what `initial_student` gives."""
   config = problem.config
   terms = student_terms(
-      problem.student, problem.teacher, problem.table, config.diffusion.loss, problem.gates_fn, problem.distil
-  )
-  weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
+      problem.student, problem.teacher, problem.table, config.diffusion.loss, problem.gates_fn, problem.distil,
+      problem.mimic,
+  )  # fmt: skip
+  weights = {
+    "simple": 1.0, "lrm": config.distill.weight, "nem": config.distill.prediction_weight, "ebb": config.quant.tau,
+  }  # fmt: skip
   return _train_step(problem, "student", terms, weights, problem.student, STUDENT, state, frozen)
 
 

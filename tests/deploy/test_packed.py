@@ -116,6 +116,19 @@ def test_a_step_that_fell_below_zero_survives_export(tmp_path):
   assert 0 < float(step) <= 1e-6
 
 
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+  """Ten exports are equal byte for byte, tensors aligned to 8 bytes; another scale gives other bytes."""
+  made = student("lmb", act_bits=4)
+  for i in range(10):
+    write(tmp_path / str(i), made, classes=["Zürich", "a"])
+  contents = [(tmp_path / str(i)).read_bytes() for i in range(10)]
+  assert len(set(contents)) == 1
+  assert struct.unpack("<Q", contents[0][:8])[0] % 8 == 0
+  assert load(tmp_path / "0", "float").description["classes"] == ["Zürich", "a"]
+  write(tmp_path / "other", student("lmb", act_bits=4, seed=1), classes=["Zürich", "a"])
+  assert (tmp_path / "other").read_bytes() != contents[0]
+
+
 def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
   made = student("baseline")
   path = tmp_path / "m.safetensors"

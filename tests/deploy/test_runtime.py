@@ -132,8 +132,9 @@ def test_native_kernels(tmp_path):
     pytest.skip(kernels.status()[1])
   made = student(**DEEPER)
   write(tmp_path / "m", made)
-  native, xla = load(tmp_path / "m"), load(tmp_path / "m", "xla")
+  native, xla = load(tmp_path / "m", "cpu"), load(tmp_path / "m", "xla")
   assert native.backend == "cpu"
+  assert load(tmp_path / "m").backend == ("xla" if kernels.status()[0] == "portable" else "cpu")
   by = {path: entry.backend for path, entry in native.model.rules.items() if isinstance(entry, quant.PackedLayer)}
   assert by["middle/res/conv1"] == by["middle/attn/qkv"] == "cpu" and by["out_conv"] == by["time_embed_0"] == "xla"
   found = agreement((native.model, native.variables), (made[0], made[3]), *inputs(made))
@@ -141,6 +142,19 @@ def test_native_kernels(tmp_path):
   assert found["codes"] > 1000 and found["flipped"] < 1e-4 and found["relative_error"] < 1e-3
   key = jax.random.key(0)
   np.testing.assert_allclose(native.sample(key, 2, steps=2), xla.sample(key, 2, steps=2), atol=1e-2)
+
+
+def test_the_portable_path_is_for_who_asks(tmp_path, monkeypatch, caplog):
+  """It is slower than XLA, so "auto" takes XLA and says so; "cpu" takes the path."""
+  if kernels.status()[0] is None:
+    pytest.skip(kernels.status()[1])
+  write(tmp_path / "m", student("baseline", act_bits=4))
+  monkeypatch.setenv("BINARYDM_KERNEL", "portable")
+  with caplog.at_level(logging.WARNING):
+    assert load(tmp_path / "m").backend == "xla"
+  assert [record.getMessage() for record in caplog.records] == [
+      "the kernels have no fast path for this processor; packed layers run by XLA"]
+  assert load(tmp_path / "m", "cpu").backend == "cpu"
 
 
 def test_without_native_kernels(tmp_path, monkeypatch, caplog):

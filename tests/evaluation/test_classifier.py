@@ -64,6 +64,7 @@ def test_features_are_the_layer_before_the_classes(made):
   assert outputs.features.min() < 0 < outputs.features.max()
 
 
+@pytest.mark.slow
 def test_same_command_same_file(made, tmp_path):
   """Digest and bytes."""
   path, _, sha256, data = made

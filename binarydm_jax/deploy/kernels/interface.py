@@ -66,7 +66,7 @@ def conv(
 ):
   """y = step * (scale1 * acc1 + scale2 * acc2) + bias + residual, acc the exact integer convolutions of x's codes.
 
-  Codes are those of `quant.step_size.codes`: round(clip(x / step)), half to even, the step floored at 1e-8. With
+  Codes are those of `quant.step_size.codes`: round(clip(x * (1 / step))), half to even, the step floored at 1e-8. With
   act_bits 1 they are the sign of x, sign(0) = +1; taps on padding contribute 0 at every width. NaN counts as the
   smallest code. Dense layers are 1 x 1 convolutions of x [1, 1, rows, cin].
 

@@ -146,13 +146,14 @@ def test_neon_emulated(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("popcount", [True, False])
 @pytest.mark.skipif(
   platform.machine() != "x86_64" or not Path("/usr/include/simde").exists() or "avx2" not in kernels.paths(),
   reason="needs libsimde-dev and AVX2",
 )
-def test_avx512_emulated(tmp_path):
-  """The AVX-512 path with its instructions as functions of SIMDe."""
+def test_avx512_emulated(popcount, tmp_path):
+  """The AVX-512 path with its instructions as functions of SIMDe, on processors with population counts and without."""
   emulated = ["-include", str(HERE / "avx512_emulation.h"), "-DBINARYDM_EMULATE_AVX512", "-mavx2", "-mno-avx512f"]
-  per_file = {"avx512vnni.cc": emulated, "avx512popcount.cc": emulated}
+  per_file = {"avx512vnni.cc": emulated, "avx512popcount.cc": emulated if popcount else ["-mno-avx512vpopcntdq"]}
   program = compile_selftest(tmp_path, build.compiler(), "x86_64", ["-O1", "-w"], per_file)
   assert run_selftest([program, 4, "avx512vnni"]) == ["avx512vnni ok"]

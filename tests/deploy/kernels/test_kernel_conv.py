@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binarydm_jax.deploy import kernels
+from binarydm_jax.deploy import integer, kernels
 from binarydm_jax.deploy.kernels import library
+from binarydm_jax.quant import LayerRule
 from binarydm_jax.quant.step_size import codes as lsq_codes
-from binarydm_jax.quant.step_size import levels
+from binarydm_jax.quant.step_size import levels, lsq
 
 PATHS = kernels.paths()
 BITS = (1, 2, 3, 4, 8)
@@ -94,20 +95,22 @@ def test_largest_sums(path, bits, positive):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_many_pixels(path):
+@pytest.mark.parametrize("bits", [1, 8])
+def test_many_pixels(bits, path):
   """Panels and strips are sewn together: more input than one panel holds, several images, rows cut anywhere."""
   rng = np.random.default_rng(0)
   for shape, x_shape, stride in [
     ((3, 3, 64, 8), (1, 150, 130, 64), 1),
     ((3, 3, 16, 40), (9, 33, 31, 16), 2),
     ((1, 1, 48, 33), (1, 1, 5000, 48), 1),
+    ((1, 1, 48, 33), (1, 1, 4999, 48), 1),
     ((3, 3, 32, 300), (2, 4, 4, 32), 1),
   ]:
     padding = ((shape[0] // 2,) * 2,) * 2
-    codes, signs = draw_codes(rng, 8, x_shape), rng.random(shape) < 0.5
-    packed = kernels.prepack(signs, None, shape, 8, path=path)
+    codes, signs = draw_codes(rng, bits, x_shape), rng.random(shape) < 0.5
+    packed = kernels.prepack(signs, None, shape, bits, path=path)
     got = kernels.integer_conv(
-      codes, packed, kernel_shape=shape, stride=stride, padding=padding, act_bits=8, bases=1, path=path
+      codes, packed, kernel_shape=shape, stride=stride, padding=padding, act_bits=bits, bases=1, path=path
     )
     np.testing.assert_array_equal(got[0], reference(codes, signs, stride, padding))
 
@@ -144,6 +147,38 @@ def test_fused(bits, bases, extras):
   expected = step * expected + (bias if extras else 0) + (residual if extras else 0)
   for path in PATHS:
     np.testing.assert_array_equal(fused(path, bits, x, step, signs, scales, bias, residual, bases), expected, path)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_ties(bits):
+  """Half-way between two codes and a float beside it, 300 steps: the kernels, the compiled graph of training, XLA's
+  back end and numpy's x * (1 / step) round alike; x / step would not."""
+  rng = np.random.default_rng(bits)
+  low, high = levels(bits)
+  ones = np.ones((2, 1, 1, 1, 1), np.float32)
+  packed = {path: kernels.prepack(ones[0] > 0, None, (1, 1, 1, 1), bits, path=path) for path in PATHS}
+  geometry = dict(kernel_shape=(1, 1, 1, 1), stride=1, padding=((0, 0), (0, 0)))
+  tensors = {"signs1": jnp.ones(1, jnp.uint8), "scale1": jnp.ones(1)}
+
+  def native(path):
+    return jax.jit(lambda x, step: kernels.conv(x, step, packed[path], jnp.ones(1), None, None, act_bits=bits, bases=1,
+                                                path=path, **geometry) / step)
+
+  programs = {path: native(path) for path in PATHS}
+  programs["training"] = jax.jit(lambda x, step: lsq(x, step, bits) / step)
+  programs["codes"] = jax.jit(lambda x, step: lsq_codes(x, step, bits))
+  programs["xla"] = jax.jit(lambda x, step: integer.run(
+    LayerRule("one_basis", act_bits=bits), {**tensors, "step": step}, x, None, **geometry) / step)
+  divided = 0
+  for step in np.exp(rng.uniform(np.log(1e-4), np.log(10), 300)).astype(np.float32):
+    x = ((rng.integers(low - 1, high + 1, 200) + 0.5) * step).astype(np.float32)
+    x = np.concatenate([x, np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(-np.inf))])
+    expected = np.rint(np.clip(x * (np.float32(1) / step), low, high))
+    for name, program in programs.items():
+      got = np.rint(np.asarray(program(x.reshape(1, 1, -1, 1), step)).reshape(-1))
+      np.testing.assert_array_equal(got, expected, name)
+    divided += int((np.rint(np.clip(x / step, low, high)) != expected).sum())
+  assert divided > 100
 
 
 @pytest.mark.parametrize("path", PATHS)

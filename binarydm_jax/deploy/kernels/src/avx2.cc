@@ -1,11 +1,10 @@
-// AVX2: look-up for all widths. Measured against it on Zen 3, xor with counts by shuffles (one bit) and vpmaddubsw on
-// expanded bits (8 bits) took 2.7 times as long.
+// AVX2: look-up for all widths, of pairs for one bit. Measured against single look-up on Zen 3, xor with counts by
+// shuffles (one bit) and vpmaddubsw on expanded bits (8 bits) took 2.7 times as long.
 #include "scheme.h"
 
 #if defined(__AVX2__)
 
 #include "elementwise.h"
-#include "lookup.h"
 #include "tables_x86.h"
 
 namespace binarydm {
@@ -24,9 +23,14 @@ struct Avx2 {
   static V add(V a, V b) { return _mm256_add_epi8(a, b); }
   static V low(V v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static V high(V v) { return low(_mm256_srli_epi16(v, 4)); }
+  static V low_halves(V all, V high) {
+    return _mm256_sub_epi8(all, _mm256_slli_epi16(_mm256_and_si256(high, _mm256_set1_epi8(15)), 4));
+  }
 
   // `before` is nothing to the processor. To the compiler the tables change there, after the sum: it goes through the
   // blocks one after the other, where it would else begin them all, run out of registers and lose a quarter of the time.
+  static void before(V& a, V& b, V& t0, V& t1, V& t2) { asm("" : "+x"(a), "+x"(b), "+x"(t0), "+x"(t1), "+x"(t2)); }
+
   struct Bytes {
     V value;
 
@@ -66,9 +70,10 @@ struct Avx2 {
   static int lane(int output) { return output < 16 ? 2 * output : 2 * (output - 16) + 1; }
 
   template <int kBits>
-  static void encode(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums) {
-    encode_tables<kBits>(codes, pixels, channels, out, sums);
+  static void encode(const int8_t* codes, size_t pixels, int ahead, int channels, uint8_t* out, int32_t* sums) {
+    encode_tables<kBits>(codes, pixels, ahead, channels, out, sums);
   }
+  static constexpr auto encode_pairs = encode_pair_tables;
 
  private:
   static void add_words(V words, int32_t* out, int shift, bool first) {
@@ -83,7 +88,7 @@ struct Avx2 {
 
 const Scheme* scheme(int bits) {
   switch (bits) {
-    case 1: return &Lookup<Avx2, 1>::scheme;
+    case 1: return &Pairs<Avx2>::scheme;
     case 2: return &Lookup<Avx2, 2>::scheme;
     case 3: return &Lookup<Avx2, 3>::scheme;
     case 4: return &Lookup<Avx2, 4>::scheme;

@@ -1,4 +1,5 @@
-// AVX-512: VNNI dot products for 8 bits, look-up for 2 to 4, population counts for one where the processor has them.
+// AVX-512: VNNI dot products for 8 bits, look-up for 2 to 4, population counts for one where the processor has them, else
+// look-up of pairs.
 #include "scheme.h"
 
 #if defined(__AVX512VNNI__) || defined(BINARYDM_EMULATE_AVX512)
@@ -6,7 +7,6 @@
 #include "avx512popcount.h"
 #include "dot.h"
 #include "elementwise.h"
-#include "lookup.h"
 #include "tables_x86.h"
 
 namespace binarydm {
@@ -25,8 +25,13 @@ struct Avx512 {
   static V add(V a, V b) { return _mm512_add_epi8(a, b); }
   static V low(V v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
   static V high(V v) { return low(_mm512_srli_epi16(v, 4)); }
+  static V low_halves(V all, V high) {
+    return _mm512_sub_epi8(all, _mm512_slli_epi16(_mm512_and_si512(high, _mm512_set1_epi8(15)), 4));
+  }
 
   // There are registers enough: the compiler may choose its order.
+  static void before(V&, V&, V&, V&, V&) {}
+
   struct Bytes {
     V value;
 
@@ -62,9 +67,10 @@ struct Avx512 {
   static int lane(int output) { return output < 32 ? 2 * output : 2 * (output - 32) + 1; }
 
   template <int kBits>
-  static void encode(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums) {
-    encode_tables<kBits>(codes, pixels, channels, out, sums);
+  static void encode(const int8_t* codes, size_t pixels, int ahead, int channels, uint8_t* out, int32_t* sums) {
+    encode_tables<kBits>(codes, pixels, ahead, channels, out, sums);
   }
+  static constexpr auto encode_pairs = encode_pair_tables;
 
  private:
   static void add_words(V words, int32_t* out, int shift, bool first) {
@@ -107,7 +113,7 @@ struct Vnni {
 
 const Scheme* scheme(int bits) {
   switch (bits) {
-    case 1: return avx512popcount_scheme() ? avx512popcount_scheme() : &Lookup<Avx512, 1>::scheme;
+    case 1: return avx512popcount_scheme() ? avx512popcount_scheme() : &Pairs<Avx512>::scheme;
     case 2: return &Lookup<Avx512, 2>::scheme;
     case 3: return &Lookup<Avx512, 3>::scheme;
     case 4: return &Lookup<Avx512, 4>::scheme;

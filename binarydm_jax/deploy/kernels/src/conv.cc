@@ -3,6 +3,7 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "scratch.h"
@@ -10,8 +11,8 @@
 namespace binarydm {
 namespace {
 
-// Encoded input of a panel, in bytes: a fraction of a last-level cache.
-constexpr size_t kPanelBytes = 4 << 20;
+// Encoded input of a panel, in bytes: two L2 caches of 512 KiB hold it. On Zen 3 four times as much took 10 % longer.
+constexpr size_t kPanelBytes = 900 << 10;
 // Codes that are quantized at a time, in bytes: a part of the L1 cache.
 constexpr size_t kCodesBytes = 8 << 10;
 // Multiply-accumulates below which a second thread costs more than it saves.
@@ -28,12 +29,13 @@ class Conv {
        const int8_t* codes, int32_t* acc, Executor& executor)
       : path_(path), scheme_(scheme), g_(pointwise(geometry)), weights_(weights), fused_(fused), codes_(codes),
         acc_(acc), executor_(executor), out_height_(g_.out_height()), out_width_(g_.out_width()),
-        taps_(g_.kernel.kh * g_.kernel.kw), blocks_(blocks_of(scheme, g_.kernel)),
+        slots_(scheme.pairs ? out_width_ + out_width_ % 2 : out_width_), left_(scheme.pairs ? g_.left : 0),
+        columns_(g_.width + (scheme.pairs ? g_.left + g_.right : 0)), ahead_(scheme.pairs ? g_.stride : 0), taps_(g_.kernel.kh * g_.kernel.kw), blocks_(blocks_of(scheme, g_.kernel)),
         block_bytes_(block_bytes(scheme, g_.kernel)), pixel_bytes_(scheme.pixel_bytes(g_.kernel.cin)) {}
 
   void run() {
     if (g_.batch == 0 || g_.height == 0) return;
-    const int64_t image_bytes = g_.height * g_.width * static_cast<int64_t>(pixel_bytes_ + sizeof(int32_t));
+    const int64_t image_bytes = g_.height * columns_ * static_cast<int64_t>(pixel_bytes_ + sizeof(int32_t));
     const int64_t images = std::max<int64_t>(1, std::min<int64_t>(g_.batch, kPanelBytes / image_bytes));
     // Output rows whose input fits, at least one.
     const int64_t row_bytes = image_bytes / g_.height;
@@ -47,11 +49,13 @@ class Conv {
   }
 
  private:
-  // A 1 x 1 kernel without stride or padding sees one column of pixels.
+  // A 1 x 1 kernel without stride or padding sees pixels, in rows of any length: short ones that panels can be cut of.
   static Geometry pointwise(Geometry g) {
     if (g.kernel.kh == 1 && g.kernel.kw == 1 && g.stride == 1 && !(g.top | g.bottom | g.left | g.right)) {
-      g.height *= g.batch * g.width;
-      g.batch = g.width = 1;
+      const int64_t pixels = g.batch * g.height * g.width;
+      g.width = std::gcd(pixels, int64_t{kStripPixels});
+      g.height = pixels / std::max<int64_t>(g.width, 1);
+      g.batch = 1;
     }
     return g;
   }
@@ -62,9 +66,9 @@ class Conv {
     const int64_t high = std::clamp<int64_t>((row + rows - 1) * g_.stride - g_.top + g_.kernel.kh, low, g_.height);
     // With several images all rows are taken, so that the input is one piece of memory.
     panel_ = images > 1 ? Panel{image, row, rows, 0, g_.height} : Panel{image, row, rows, low, high};
-    const int64_t in_pixels = images * (panel_.high - panel_.low) * g_.width;
-    const int64_t out_pixels = images * rows * out_width_;
-    const int64_t macs = out_pixels * taps_ * g_.kernel.cin * g_.kernel.cout * g_.kernel.bases;
+    const int64_t in_pixels = images * (panel_.high - panel_.low) * columns_;
+    const int64_t out_slots = images * rows * slots_;
+    const int64_t macs = out_slots * taps_ * g_.kernel.cin * g_.kernel.cout * g_.kernel.bases;
     Serial serial;
     Executor& executor = macs < kSerialMacs ? serial : executor_;
 
@@ -73,8 +77,8 @@ class Conv {
     encoded_ = memory.data();
     sums_ = reinterpret_cast<int32_t*>(encoded_ + round_up((in_pixels + 1) * pixel_bytes_, 4));
     padding_ = in_pixels;
-    const std::vector<int8_t> zeros(g_.kernel.cin);
-    scheme_.encode(zeros.data(), 1, g_.kernel.cin, encoded_ + padding_ * pixel_bytes_, sums_ + padding_);
+    const std::vector<int8_t> zeros((1 + ahead_) * g_.kernel.cin);
+    scheme_.encode(zeros.data(), 1, ahead_, g_.kernel.cin, encoded_ + padding_ * pixel_bytes_, sums_ + padding_);
 
     const int64_t piece = std::max<int64_t>(1, std::min<int64_t>(in_pixels / (2 * executor.threads()),
                                                                  kCodesBytes / g_.kernel.cin));
@@ -82,13 +86,13 @@ class Conv {
     // A few tasks a thread: enough to even out, few enough to cost nothing.
     const int64_t encoders = std::min<int64_t>(pieces, 4 * executor.threads());
     parallel_for(executor, encoders, [&](int64_t i) {
-      std::vector<int8_t> buffer(fused_ ? piece * g_.kernel.cin : 0);
+      std::vector<int8_t> buffer((piece + ahead_) * g_.kernel.cin);
       for (int64_t k = pieces * i / encoders; k < pieces * (i + 1) / encoders; ++k) {
-        encode(k * piece, std::min(piece, in_pixels - k * piece), buffer.data());
+        encode(k * piece, std::min(piece, in_pixels - k * piece), in_pixels, buffer.data());
       }
     });
 
-    const int64_t strips = (out_pixels + kStripPixels - 1) / kStripPixels;
+    const int64_t strips = (out_slots + kStripPixels - 1) / kStripPixels;
     const int64_t groups = (blocks_ + scheme_.max_blocks - 1) / scheme_.max_blocks;
     const int64_t wanted = executor.threads() == 1 ? 1 : 4 * executor.threads();
     const int64_t cuts = std::max<int64_t>(1, std::min(groups, (wanted + strips - 1) / strips));
@@ -96,24 +100,35 @@ class Conv {
       const int64_t strip = i / cuts, cut = i % cuts;
       const int first = static_cast<int>(groups * cut / cuts) * scheme_.max_blocks;
       const int last = std::min<int>(blocks_, static_cast<int>(groups * (cut + 1) / cuts) * scheme_.max_blocks);
-      multiply(strip * kStripPixels, std::min<int64_t>(kStripPixels, out_pixels - strip * kStripPixels), first, last);
+      multiply(strip * kStripPixels, std::min<int64_t>(kStripPixels, out_slots - strip * kStripPixels), first, last);
     });
   }
 
   static size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
-  void encode(int64_t pixel, int64_t count, int8_t* buffer) const {
+  // `count` pixels of the panel's `all` from `pixel`.
+  void encode(int64_t pixel, int64_t count, int64_t all, int8_t* codes) const {
     const int64_t cin = g_.kernel.cin;
-    const int64_t offset = ((panel_.image * g_.height + panel_.low) * g_.width + pixel) * cin;
-    const int8_t* codes = codes_ + offset;
-    if (fused_) {
-      path_.quantize(fused_->x + offset, count * cin, fused_->step, g_.kernel.bits, buffer);
-      codes = buffer;
+    int8_t* to = codes;
+    for (int64_t p = pixel, run; p < pixel + count + ahead_; p += run, to += run * cin) {
+      const int64_t row = panel_.image * g_.height + panel_.low + p / columns_, x = p % columns_ - left_;
+      const int64_t offset = (row * g_.width + x) * cin, rest = pixel + count + ahead_ - p;
+      if (p >= all || x < 0 || x >= g_.width) {
+        run = 1;
+        std::fill_n(to, cin, int8_t{0});
+        continue;
+      }
+      run = std::min(rest, g_.width - x);
+      if (fused_) {
+        path_.quantize(fused_->x + offset, run * cin, fused_->step, g_.kernel.bits, to);
+      } else {
+        std::copy_n(codes_ + offset, run * cin, to);
+      }
     }
-    scheme_.encode(codes, count, g_.kernel.cin, encoded_ + pixel * pixel_bytes_, sums_ + pixel);
+    scheme_.encode(codes, count, ahead_, g_.kernel.cin, encoded_ + pixel * pixel_bytes_, sums_ + pixel);
   }
 
-  // A strip of `count` output pixels of the panel from `start`, blocks [first, last) of outputs.
+  // A strip of `count` output slots of the panel from `start`, blocks [first, last) of outputs.
   void multiply(int64_t start, int64_t count, int first, int last) const {
     constexpr size_t kAcc = kStripPixels * kStripOutputs;
     const Scratch memory(2 * kAcc * sizeof(int32_t) + count * (taps_ * sizeof(uint8_t*) + sizeof(int32_t)));
@@ -133,18 +148,18 @@ class Conv {
     }
   }
 
-  // Where the input of `count` output pixels lies, [taps][count], and their sums.
+  // Where the input of `count` output slots lies, [taps][count], and their sums.
   void gather(int64_t start, int64_t count, const uint8_t** pixels, int32_t* sums) const {
     for (int64_t p = 0; p < count; ++p) {
-      const int64_t column = (start + p) % out_width_, line = (start + p) / out_width_;
+      const int64_t column = (start + p) % slots_, line = (start + p) / slots_;
       const int64_t image = line / panel_.rows, row = panel_.row + line % panel_.rows;
       sums[p] = 0;
       for (int i = 0; i < g_.kernel.kh; ++i) {
         for (int j = 0; j < g_.kernel.kw; ++j) {
-          const int64_t y = row * g_.stride - g_.top + i, x = column * g_.stride - g_.left + j;
-          const bool inside = y >= 0 && y < g_.height && x >= 0 && x < g_.width;
+          const int64_t y = row * g_.stride - g_.top + i, x = column * g_.stride - g_.left + left_ + j;
+          const bool inside = y >= 0 && y < g_.height && x >= 0 && x < columns_;
           const int64_t at =
-              inside ? (image * (panel_.high - panel_.low) + y - panel_.low) * g_.width + x : padding_;
+              inside ? (image * (panel_.high - panel_.low) + y - panel_.low) * columns_ + x : padding_;
           pixels[(i * g_.kernel.kw + j) * count + p] = encoded_ + at * pixel_bytes_;
           sums[p] += sums_[at];
         }
@@ -152,8 +167,19 @@ class Conv {
     }
   }
 
-  // Sums of `count` pixels and `size` outputs from `output` on, some of them padding.
+  // Sums of `count` slots and `size` outputs from `output` on, some of them padding.
   void store(int64_t start, int count, int output, int size, const int32_t* acc1, const int32_t* acc2) const {
+    if (slots_ == out_width_) return store_pixels(start, count, output, size, acc1, acc2);
+    // The last slot of a row is no pixel.
+    for (int p = 0, run; p < count; p += run) {
+      const int64_t line = (start + p) / slots_, column = (start + p) % slots_;
+      run = static_cast<int>(std::min<int64_t>(count - p, slots_ - column));
+      const int pixels = static_cast<int>(std::min<int64_t>(run, out_width_ - column));
+      store_pixels(line * out_width_ + column, pixels, output, size, acc1 + p * size, acc2 + p * size);
+    }
+  }
+
+  void store_pixels(int64_t start, int count, int output, int size, const int32_t* acc1, const int32_t* acc2) const {
     const int64_t cout = g_.kernel.cout;
     const int outputs = static_cast<int>(std::min<int64_t>(size, cout - output));
     const int64_t at = ((panel_.image * out_height_ + panel_.row) * out_width_ + start) * cout + output;
@@ -185,6 +211,10 @@ class Conv {
   int32_t* const acc_;
   Executor& executor_;
   const int64_t out_height_, out_width_;
+  // Places in a row of the output: an even number where a scheme wants pairs. Encoded columns: with the padding then,
+  // `left_` of it before the image, so that the second of a pair is always `ahead_` pixels after the first.
+  const int64_t slots_, left_, columns_;
+  const int ahead_;
   const int taps_, blocks_;
   const size_t block_bytes_, pixel_bytes_;
   Panel panel_ = {};

@@ -25,7 +25,7 @@ struct Dot {
     return 8 * kRecord * (channel / kChannels) + Simd::bit(channel % kChannels, output);
   }
 
-  static void encode(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums) {
+  static void encode(const int8_t* codes, size_t pixels, int, int channels, uint8_t* out, int32_t* sums) {
     const size_t bytes = pixel_bytes(channels);
     for (size_t p = 0; p < pixels; ++p, codes += channels, out += bytes) {
       int32_t sum = 0;
@@ -74,7 +74,7 @@ struct Dot {
     }
   }
 
-  static constexpr Scheme scheme = {kOutputs, kChannels, 4, pixel_bytes, tap_bytes, bit, encode, multiply};
+  static constexpr Scheme scheme = {kOutputs, kChannels, 4, false, pixel_bytes, tap_bytes, bit, encode, multiply};
 };
 
 template <class Simd>

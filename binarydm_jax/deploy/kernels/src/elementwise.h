@@ -12,11 +12,12 @@ void quantize(const float* x, size_t count, float step, int bits, int8_t* codes)
     for (size_t i = 0; i < count; ++i) codes[i] = x[i] >= 0 ? 1 : -1;
     return;
   }
+  const float reciprocal = 1.0f / step;
   const float low = -static_cast<float>(1 << (bits - 1)), high = -low - 1;
   // Adding and subtracting 1.5 * 2^23 rounds half to even, whatever the instruction set.
   const float magic = 12582912.0f;
   for (size_t i = 0; i < count; ++i) {
-    float v = x[i] / step;
+    float v = x[i] * reciprocal;
     v = v > low ? v : low;
     v = v < high ? v : high;
     codes[i] = static_cast<int8_t>(static_cast<int32_t>((v + magic) - magic));

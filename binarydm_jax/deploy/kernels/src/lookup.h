@@ -6,8 +6,8 @@
 // Codes of 8 bits are two planes of 4, each with tables of its own: code = 16 * high + low.
 //
 // Simd gives the instruction set: V, kBytes; load, store, table (16 bytes to every lane), shuffle, add, low and high
-// (nibbles); Bytes and Sums, to which bytes are added as 8 and 16 bits; drain (these to sums of 32 bits in the order of the outputs);
-// lane(output), the byte that holds an output; encode.
+// (nibbles); Bytes and Sums, to which bytes are added as 8 and 16 bits; drain (these to sums of 32 bits in the order of
+// the outputs); lane(output), the byte that holds an output; encode.
 #pragma once
 
 #include <cstring>
@@ -20,12 +20,36 @@ namespace {
 // Channels are taken 16 at a time: four tables.
 inline int quads_of(int channels) { return (channels + 15) / 16; }
 
+// Weights: two registers hold 16 channels, a nibble for each group of four.
+template <class Simd>
+size_t nibble_tap_bytes(int channels) {
+  return static_cast<size_t>(quads_of(channels)) * 2 * Simd::kBytes;
+}
+template <class Simd>
+size_t nibble_bit(int channel, int output) {
+  return 8 * (static_cast<size_t>(channel / 8) * Simd::kBytes + Simd::lane(output)) + channel % 8;
+}
+
+// One nibble to a byte, [group of four channels][kBlocks * kBytes].
+template <class Simd, int kBlocks>
+void expand_nibbles(const uint8_t* weights, size_t block_bytes, int quads, uint8_t* nibbles) {
+  constexpr int kSize = kBlocks * Simd::kBytes;
+  for (int b = 0; b < kBlocks; ++b, weights += block_bytes) {
+    for (int i = 0; i < 2 * quads; ++i) {
+      const typename Simd::V v = Simd::load(weights + i * Simd::kBytes);
+      uint8_t* to = nibbles + (2 * i * kBlocks + b) * Simd::kBytes;
+      Simd::store(to, Simd::low(v));
+      Simd::store(to + kSize, Simd::high(v));
+    }
+  }
+}
+
 template <int kBits>
 struct Tables {
   static constexpr int kPlanes = kBits == 8 ? 2 : 1;
-  // The lower plane of two is unsigned; codes of one bit are +-1.
-  static constexpr int bias(int plane) { return plane == 1 ? 0 : kBits == 1 ? 4 : kBits == 8 ? 32 : 4 << (kBits - 1); }
-  static constexpr int largest() { return kBits == 1 ? 8 : kBits == 8 ? 60 : 4 * ((1 << kBits) - 1); }
+  // The lower plane of two is unsigned.
+  static constexpr int bias(int plane) { return plane == 1 ? 0 : kBits == 8 ? 32 : 4 << (kBits - 1); }
+  static constexpr int largest() { return kBits == 8 ? 60 : 4 * ((1 << kBits) - 1); }
   // As many quads as bytes can hold the sums of.
   static constexpr int kQuads = 255 / (4 * largest());
 
@@ -42,12 +66,6 @@ struct Lookup {
   // After so many additions of bytes, sums of 16 bits may be full.
   static constexpr int kAdditions = 257;
 
-  static size_t tap_bytes(int channels) { return static_cast<size_t>(quads_of(channels)) * 2 * kOutputs; }
-  // Two registers hold 16 channels: a nibble for each group of four.
-  static size_t bit(int channel, int output) {
-    return 8 * (static_cast<size_t>(channel / 8) * kOutputs + Simd::lane(output)) + channel % 8;
-  }
-
   // Sums of one strip and kBlocks blocks of outputs. Weights are taken in chunks: their nibbles, one to a byte, serve all
   // pixels of the strip from the L1 cache, while a pixel's sums stay in registers.
   template <int kBlocks>
@@ -56,17 +74,6 @@ struct Lookup {
     static constexpr int kChunk = 16;  // quads
     alignas(64) uint8_t nibbles[kChunk * 4 * kSize];
     alignas(64) uint16_t sums[T::kPlanes][kStripPixels * kSize];
-
-    void expand(const uint8_t* weights, size_t block_bytes, int quads) {
-      for (int b = 0; b < kBlocks; ++b, weights += block_bytes) {
-        for (int i = 0; i < 2 * quads; ++i) {
-          const V v = Simd::load(weights + i * kOutputs);
-          uint8_t* to = nibbles + (2 * i * kBlocks + b) * kOutputs;
-          Simd::store(to, Simd::low(v));
-          Simd::store(to + kSize, Simd::high(v));
-        }
-      }
-    }
 
     // Adds a chunk for one pixel and plane.
     void add(const uint8_t* tables, int quads, uint16_t* to) const {
@@ -133,7 +140,7 @@ struct Lookup {
             first = false;
           }
           additions += more;
-          expand(weights, s.block_bytes, chunk);
+          expand_nibbles<Simd, kBlocks>(weights, s.block_bytes, chunk, nibbles);
           weights += static_cast<size_t>(chunk) * 2 * kOutputs;
           for (int p = 0; p < s.count; ++p) {
             for (int plane = 0; plane < T::kPlanes; ++plane) {
@@ -152,17 +159,24 @@ struct Lookup {
     }
   };
 
+  template <int kBlocks>
+  static void run(const Strip& s) {
+    Run<kBlocks> all;  // not cleared
+    all.run(s);
+  }
+
   static void multiply(const Strip& s) {
     switch (s.blocks) {
-      case 4: return Run<4>().run(s);
-      case 3: return Run<3>().run(s);
-      case 2: return Run<2>().run(s);
-      default: return Run<1>().run(s);
+      case 4: return run<4>(s);
+      case 3: return run<3>(s);
+      case 2: return run<2>(s);
+      default: return run<1>(s);
     }
   }
 
   static constexpr Scheme scheme = {
-      kOutputs, 16, 4, T::pixel_bytes, tap_bytes, bit, Simd::template encode<kBits>, multiply};
+      kOutputs, 16, 4, false, T::pixel_bytes, nibble_tap_bytes<Simd>, nibble_bit<Simd>, Simd::template encode<kBits>,
+      multiply};
 };
 
 template <class Simd, int kBits>

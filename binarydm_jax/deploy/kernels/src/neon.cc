@@ -74,7 +74,7 @@ struct Neon {
   }
 
   template <int kBits>
-  static void encode(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums) {
+  static void encode(const int8_t* codes, size_t pixels, int, int channels, uint8_t* out, int32_t* sums) {
     using T = Tables<kBits>;
     static_assert(T::kPlanes == 1, "8 bits have dot products");
     for (size_t p = 0; p < pixels; ++p, codes += channels, out += T::pixel_bytes(channels)) {

@@ -20,7 +20,7 @@ struct Planes {
   // One word says whether the pixel exists (all ones) or is padding; then [plane][word].
   static size_t pixel_bytes(int channels) { return 4 * (1 + static_cast<size_t>(kBits) * words_of(channels)); }
 
-  static void encode(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums) {
+  static void encode(const int8_t* codes, size_t pixels, int, int channels, uint8_t* out, int32_t* sums) {
     const size_t plane_bytes = 4 * static_cast<size_t>(words_of(channels));
     for (size_t p = 0; p < pixels; ++p, codes += channels, out += pixel_bytes(channels)) {
       int32_t sum = 0;
@@ -97,7 +97,7 @@ struct Popcount {
   }
 
   static constexpr Scheme scheme = {
-      kOutputs, 32, 4, Planes<kBits>::pixel_bytes, tap_bytes, bit, Planes<kBits>::encode, multiply};
+      kOutputs, 32, 4, false, Planes<kBits>::pixel_bytes, tap_bytes, bit, Planes<kBits>::encode, multiply};
 };
 
 template <class Lanes, int kBits>

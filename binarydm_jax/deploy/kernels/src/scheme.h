@@ -17,8 +17,8 @@ constexpr int kStripOutputs = 256;
 
 // A strip of output pixels times a few blocks of outputs, over all taps of the kernel.
 struct Strip {
-  const uint8_t* const* pixels;  // [taps][count], each an encoded pixel
-  int count;                     // 1 .. kStripPixels
+  const uint8_t* const* pixels;  // [taps][count], each an encoded pixel; of a scheme of pairs every second one serves
+  int count;                     // 1 .. kStripPixels; even, of a scheme of pairs
   int taps;
   int channels;                  // as the convolution has them, before padding
   const uint8_t* weights;        // first block, first tap
@@ -45,13 +45,15 @@ struct Scheme {
   int outputs;     // in a block of weights; the number of outputs is padded to a multiple
   int channels;    // the number of channels is padded to a multiple
   int max_blocks;  // of a strip
+  bool pairs;      // output pixels go two by two: an encoded pixel holds that which its right neighbour sees, too
   size_t (*pixel_bytes)(int channels);
   size_t (*tap_bytes)(int channels);  // weights of one block and one tap
   size_t (*bit)(int channel, int output);  // where the sign of a weight is, in bits from the start of block and tap
 
   // codes [pixels][channels] -> out [pixels][pixel_bytes], and per pixel the number that Strip::sums adds up. A pixel of
-  // zeros contributes nothing, also where codes are +-1.
-  void (*encode)(const int8_t* codes, size_t pixels, int channels, uint8_t* out, int32_t* sums);
+  // zeros contributes nothing, also where codes are +-1. Of a scheme of pairs, `ahead` more pixels follow: the second of
+  // a pair is `ahead` pixels after the first.
+  void (*encode)(const int8_t* codes, size_t pixels, int ahead, int channels, uint8_t* out, int32_t* sums);
   void (*multiply)(const Strip&);
 };
 
@@ -59,7 +61,7 @@ struct Path {
   const char* name;
   // The scheme for activations of 1, 2, 3, 4 or 8 bits; null: no such width.
   const Scheme* (*scheme)(int bits);
-  // round(clip(x / step)), half to even; for one bit +1 where x >= 0, else -1. NaN becomes the smallest code.
+  // round(clip(x * (1 / step))), half to even; for one bit +1 where x >= 0, else -1. NaN becomes the smallest code.
   void (*quantize)(const float* x, size_t count, float step, int bits, int8_t* codes);
   void (*finish)(const Epilogue&);
 };

@@ -1,0 +1,36 @@
+"""A student in the middle of its training, as it computes at that step: what a forced export packs."""
+
+import dataclasses
+
+import flax.traverse_util
+
+from binarydm_jax.deploy.cost import deployed_table
+from binarydm_jax.quant import LayerRule
+
+
+def unfinished(table, variables, gates, block_names, layers):
+  """(rules as deployed, variables for `packed.export`, names of the blocks that are still in float).
+
+  Blocks that progressive initialisation has not reached are float layers, attention's products too as long as it
+  waits; an evolving second basis stays while it lives. What such layers do not use is left out of "quant".
+
+  Args:
+    table: path -> LayerRule that the student trains with.
+    variables: {"params", "quant"}.
+    gates: `quant.Gates` of the step, or None where nothing changes over time.
+    block_names: in the order of `gates.blocks`.
+    layers: from `quant.inspect_layers`.
+  """
+  deployed = deployed_table(table)
+  if gates is None:
+    return deployed, variables, ()
+  if gates.second:
+    deployed = {path: dataclasses.replace(rule, weights="multi_basis") if table[path].weights == "evolving" else rule
+                for path, rule in deployed.items()}
+  waiting = tuple(name for name, on in zip(block_names, gates.blocks, strict=True) if not on)
+  off = {layer.path for layer in layers
+         if layer.block in waiting or (layer.kind == "matmul" and not gates.attention)}
+  deployed = {path: LayerRule() if path in off else rule for path, rule in deployed.items()}
+  learned = flax.traverse_util.flatten_dict(variables["quant"], sep="/")
+  learned = {name: value for name, value in learned.items() if name.rpartition("/")[0] not in off}
+  return deployed, {**variables, "quant": flax.traverse_util.unflatten_dict(learned, sep="/")}, waiting
