@@ -10,8 +10,8 @@ from binarydm_jax import quant
 from binarydm_jax.deploy import attention, integer, kernels
 
 BACKENDS = ("auto", "xla", "cpu", "float")
-_LOG = logging.getLogger(__name__)
 KERNEL_BITS = (8, 4, 3, 2)  # of activations whose layers the native kernels take
+_LOG = logging.getLogger(__name__)
 
 
 def prepare(file, backend):
