@@ -32,7 +32,8 @@ def prepare(file, backend):
   for path, rule in table.items():
     if path.endswith("/qk") and not shapes[path]:
       native = backend == "cpu" and kernels.attention_runs()
-      entries[path] = quant.PackedAttention(rule, *(("cpu", attention.run_native) if native else ("xla", attention.run)))
+      run = attention.run_native if native else attention.run
+      entries[path] = quant.PackedAttention(rule, "cpu" if native else "xla", run)
     elif rule.weights == "float":
       entries[path] = rule
     elif backend == "cpu" and _is_native(rule) and _prepack(tensors, path, rule, shapes[path]):
