@@ -21,7 +21,7 @@ PROTOCOL = (
 )  # fmt: skip
 
 
-def _spread(values):
+def spread(values):
   """"mean +- standard deviation", or "-" where a value is missing."""
   if any(value is None for value in values):
     return "-"
@@ -31,20 +31,28 @@ def _spread(values):
   return f"{mean:.{digits}f}{spread}"
 
 
+def check_protocols(results):
+  """ValueError where results.json contents were measured by different protocols."""
+  protocols = {
+      (result.get("title"), *(str(model.get(*key)) for key in PROTOCOL)) for result in results
+      for model in result["models"]
+  }  # fmt: skip
+  if len(protocols) > 1:
+    raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
+
+
 def compare(results):
   """List of results.json contents -> rows of text under COLUMNS: the teacher first, then each method.
 
   Raises:
     ValueError: runs that were measured by different protocols.
   """
-  groups, protocols = collections.OrderedDict(), set()
+  check_protocols(results)
+  groups = collections.OrderedDict()
   for result in results:
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
       groups.setdefault((name != "teacher", name, model["bits"]), []).append(model)
-      protocols.add((result.get("title"), *(str(model.get(*key)) for key in PROTOCOL)))
-  if len(protocols) > 1:
-    raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
   rows = []
   for (_, name, bits), models in sorted(groups.items(), key=lambda item: item[0][0]):
     # The same teacher evaluated again gives the same figures: it counts once.
@@ -54,8 +62,8 @@ def compare(results):
         str(len(unique)),
         bits,
         f"{unique[0]['true_weight_bits']:.2f}",
-        _spread([m["fid"] for m in unique]),
-        _spread([m["heldout_loss"] for m in unique]),
+        spread([m["fid"] for m in unique]),
+        spread([m["heldout_loss"] for m in unique]),
         format_bytes(unique[0]["size_bytes"]),
     ))
   return rows

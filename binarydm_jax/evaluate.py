@@ -17,7 +17,7 @@ from binarydm_jax import diagnostic_plots, plots, preemption, report
 from binarydm_jax.data import read_all
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.cost import nominal_bits
-from binarydm_jax.evaluation import adm_reference, features
+from binarydm_jax.evaluation import adm_reference
 from binarydm_jax.evaluation import reference as reference_lib
 from binarydm_jax.evaluation.block_distance import MOST_IMAGES, block_distance, middle_timesteps
 from binarydm_jax.evaluation.heldout import bucket_starts, heldout_loss
@@ -26,6 +26,7 @@ from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.networks import packed_network, stream_samples, trained_network
 from binarydm_jax.training import feed
 from binarydm_jax.training.guards import run_goodput
+from binarydm_jax.training.validation import load_features
 
 REFERENCE = "reference.npz"
 
@@ -76,7 +77,7 @@ def evaluate(problem, workdir, path, costs):
     The results.
   """
   config = problem.config
-  feature_network = features.load(config.evaluation.feature_network, config.evaluation.inception_weights)
+  feature_network = load_features(config.evaluation)
   reference = get_reference(problem, workdir, feature_network) if feature_network else None
   test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
   if first_stage := feed.get_first_stage(problem, workdir):

@@ -2,13 +2,15 @@
 
 Modes: all (teacher if none is given, binarize, export, evaluate, report), pretrain, encode (latents of the training
 images to disk), binarize, sample, evaluate, export, info. Run again in the same workdir, each continues where it
-stopped. Several processes: see binarydm_jax/distributed.py. Exit codes: 0 done; 1 an error, said in one line
-(BINARYDM_TRACEBACK=1 shows where it comes from); 75 stopped by SIGTERM or SIGINT with all saved, run it again.
+stopped. `--mode=sample` alone draws from the model that comes with the package. Several processes: see
+binarydm_jax/distributed.py. Exit codes: 0 done; 1 an error, said in one line (BINARYDM_TRACEBACK=1 shows where it comes
+from); 75 stopped by SIGTERM or SIGINT with all saved, run it again.
 """
 
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from absl import app, flags
 
@@ -17,6 +19,9 @@ from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
 from binarydm_jax.errors import RunError
 
 MODES = ("all", "pretrain", "encode", "binarize", "sample", "evaluate", "export", "info")
+
+# Without a config and a workdir, --mode=sample draws from the shipped model, which is of these images.
+SHIPPED_CONFIG, SHIPPED_WORKDIR = Path(__file__).parents[1] / "configs" / "digits.py", "runs/shipped"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples, report.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
@@ -93,6 +98,15 @@ def main(argv):
     _fail(traceback.format_exc(), several)
 
 
+def with_shipped_model(argv):
+  """The arguments, with those that mean the shipped model if a sample is wanted and nothing says of what."""
+  names = {argument.lstrip("-").split("=")[0] for argument in argv[1:]}
+  if "--mode=sample" not in argv or names & {"config", "workdir", "config.sample.model"} or not SHIPPED_CONFIG.exists():
+    return argv
+  shipped = [f"--config={SHIPPED_CONFIG}", f"--workdir={SHIPPED_WORKDIR}", "--config.sample.model=shipped"]
+  return [argv[0], *shipped, *argv[1:]]
+
+
 def _fail(words, several):
   print(words, file=sys.stderr, flush=True)
   if several:
@@ -103,4 +117,5 @@ def _fail(words, several):
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
+  sys.argv = with_shipped_model(sys.argv)
   app.run(main, flags_parser=parse_flags)

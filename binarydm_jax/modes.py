@@ -22,6 +22,7 @@ from binarydm_jax.training import feed, stages
 from binarydm_jax.training.sharding import config_mesh
 
 PACKED = "model.safetensors"
+SHIPPED = Path(__file__).parent / "shipped" / "digits.safetensors"  # digits.md beside it is its card
 
 
 def _say(*words):
@@ -116,9 +117,10 @@ def info(problem, workdir):
   for row in student.layers:
     shape = "x".join(map(str, row["kernel_shape"])) or "-"
     bits = f"{row['weight_bits'] or '-'}/{row['act_bits']}"
+    more = " ".join(row[name] for name in ("activation", "response") if row[name] not in ("lsq", "none"))
     _say(
         f"{row['path']:34} {shape:>18} {row['resolution']:10.3g} {row['rule']:>12} {bits:>9}"
-        f" {row['packed_bytes']:10,} {row['macs']:12,}"
+        f" {row['packed_bytes']:10,} {row['macs']:12,} {more}".rstrip()
     )
   _say(
       f"parameters {student.params:,}; float32 {student.fp32_bytes / 2**20:.2f} MiB; packed"
@@ -196,6 +198,8 @@ def sample(config, workdir, make_problem):
     make_problem: () -> Problem, called only for "teacher" and "student": a packed file needs neither data nor training.
   """
   which = config.sample.model or str(Path(workdir) / PACKED)
+  if which == "shipped":
+    which = str(SHIPPED)
   trained = which in ("teacher", "student")
   network = trained_network(make_problem(), workdir, which) if trained else packed_network(
       which, config, workdir, config.sample.backend

@@ -16,10 +16,13 @@ THEMES = {
 }
 
 
-def draw_panel(draw, theme):
-  """PNG bytes of one panel: draw(axes, theme) puts lines on it, and the rest looks alike in all of them."""
+def draw_panel(draw, theme, size=(5.2, 2.9)):
+  """PNG bytes of one panel: draw(axes, theme) puts lines on it, and the rest looks alike in all of them.
+
+  size: width and height in inches, of 150 pixels.
+  """
   # The object interface: pyplot keeps global state and may look for a display.
-  figure = Figure(figsize=(5.2, 2.9), dpi=150, facecolor=theme["page"], layout="constrained")
+  figure = Figure(figsize=size, dpi=150, facecolor=theme["page"], layout="constrained")
   FigureCanvasAgg(figure)
   axes = figure.add_subplot(facecolor=theme["page"])
   axes.tick_params(labelsize=8.5)

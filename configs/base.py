@@ -30,7 +30,8 @@ def training(**changes):
 def get_config():
   config = ConfigDict()
   config.seed = 0
-  # binarydm_v1 (LMB + LRM + progressive), binarydm_v5 (EBB + LRM), or one part: baseline, lmb, ebb, lsq.
+  # binarydm_v1 (LMB + LRM + progressive), binarydm_v5 (EBB + LRM), or one part: baseline, lmb, ebb, lsq; or what the
+  # paper compares with, see binarydm_jax/quant/rivals: reactnet, insta_bnn, bi_diffsr, q_dm, tdq.
   config.method = "binarydm_v1"
 
   config.data = ConfigDict(
@@ -104,14 +105,20 @@ def get_config():
           weights="method",  # as the method says, or full_precision | baseline | lmb | ebb | lsq
           weight_bits=2,  # for lsq: 2 to 8
           act_bits=4,  # 32 (off) | 8 | 4 | 3 | 2
+          # How a layer's input is quantized, as the method says, or lsq | shifted (ReActNet) | instance (INSTA-BNN) |
+          # redistributed (BI-DiffSR) | normalised (Q-DM) | dynamic (TDQ).
+          activation="method",
+          # What follows each layer, as the method says, or none | rprelu (ReActNet) | timed_rprelu (BI-DiffSR).
+          response="method",
           edges="float",  # first and last convolution, time embedding: float | 8bit
-          overrides=(),  # rules in front of the preset's, such as ("middle/*=lsq4/8",)
+          # Rules in front of the preset's, such as ("middle/*=lsq4/8",); their activation is lsq, their response none.
+          overrides=(),
           calibration_batches=1,  # training batches that the activation steps start from
           progressive="method",  # as the method says, or none | blocks | levels
           interval=1,  # iterations a ring of progressive initialisation
           tau=9e-2,  # weight of the loss that shrinks EBB's second basis
           transition=0.5,  # part of the steps after which EBB's second basis is gone
-          learning_rate_factor=1.0,  # of scales and steps, over the weights'
+          learning_rate_factor=1.0,  # of scales, steps and all else that quantization adds, over the weights'
       )
   )
   config.distill = ConfigDict(
@@ -119,6 +126,9 @@ def get_config():
           projection="method",  # as the method says, or randomized_pca | pca | random | none (plain MSE) | off
           weight=1e-4,  # lambda
           reduction=4,  # K
+          # As the method says, or on (the student also imitates the teacher's prediction: NeM of Q-DM) | off.
+          prediction="method",
+          prediction_weight=1.0,  # of that term
       )
   )
   config.teacher = training()
@@ -169,7 +179,7 @@ def get_config():
   )
   config.sample = ConfigDict(
       dict(
-          model="",  # a packed file, or teacher | student; empty: the workdir's packed file
+          model="",  # a packed file, or teacher | student | shipped (with the package); empty: the workdir's file
           backend="auto",  # of a packed file: auto | xla | cpu (native kernel) | float (kernels dequantized)
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
@@ -186,7 +196,8 @@ def get_config():
   config.evaluation = ConfigDict(
       dict(
           num_samples=1024,
-          feature_network="none",  # digits_classifier | inception | none (no Frechet distance)
+          feature_network="none",  # digits_classifier | classifier | inception | none (no Frechet distance)
+          classifier="",  # file of binarydm_jax.evaluation.train_classifier, for feature_network="classifier"
           inception_weights="",  # path of pt_inception-2015-12-05-6726825d.pth; nothing is downloaded
           reference="",  # an ADM reference .npz; empty: measured on the training images, kept in the workdir
           reference_images=50_000,  # training images measured for it at most; 0: all

@@ -16,11 +16,18 @@ ALLOWED = {
   "distill": {"distill"},
   "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
-  "evaluation": {"quant", "models", "diffusion", "data", "files", "importers", "mesh", "evaluation"},
+  "evaluation": {
+    "quant", "models", "diffusion", "data", "files", "importers", "mesh", "command_line",
+    "evaluation",
+  },
   "importers": {"models", "importers"},
   "training": {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
     "preemption", "training",
+  },
+  "study": {
+    "evaluation", "training", "compare", "evaluate", "report", "plots", "panels", "command_line", "files", "preemption",
+    "workdir", "study",
   },
   "benchmark": {"quant", "models", "deploy", "training", "command_line", "files", "panels", "benchmark"},
 }

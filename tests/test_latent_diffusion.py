@@ -1,6 +1,10 @@
 """Latent diffusion from a published file, through the command line: one checkpoint holds teacher and first stage."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.traverse_util
 import jax
@@ -18,6 +22,7 @@ from binarydm_jax.training.problem import build
 from binarydm_jax.training.sharding import make_mesh
 from tests import tiny
 
+ROOT = Path(__file__).parents[1]
 FIELDS = {
   "method": "baseline",
   "model.class_conditional": True,
@@ -220,3 +225,20 @@ def test_wrong_first_stage_and_cache(run, tmp_path):
   config.first_stage.checkpoint = str(tmp_path / "none.ckpt")
   with pytest.raises(ValueError, match=r"first_stage.checkpoint .*none.ckpt' does not exist"):
     main.run(config, tmp_path / "d", "binarize")
+
+
+@pytest.mark.slow
+def test_two_processes_encode_as_one(run, tmp_path):
+  """Each writes its shards; the moments and labels of every example are those of one process."""
+  config, _ = run
+  fields = {**FIELDS, "teacher.checkpoint": config.teacher.checkpoint, "first_stage.cache": str(tmp_path / "cache")}
+  flags = [f"--config.{name}={value if isinstance(value, str) else repr(value)}" for name, value in fields.items()]
+  command = ["launch/local_cluster.sh", "2", "--config=tests/tiny.py", f"--workdir={tmp_path / 'run'}", "--mode=encode"]
+  environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+  done = subprocess.run([*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  one, two = (open_latents(cache) for cache in (config.first_stage.cache, fields["first_stage.cache"]))
+  assert len(one) == len(two)
+  for i in range(0, len(one), 50):
+    np.testing.assert_allclose(one[i]["moments"], two[i]["moments"], rtol=1e-4, atol=1e-5)
+    assert one[i]["label"] == two[i]["label"]

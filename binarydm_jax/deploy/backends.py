@@ -10,6 +10,7 @@ from binarydm_jax import quant
 from binarydm_jax.deploy import attention, integer, kernels
 
 BACKENDS = ("auto", "xla", "cpu", "float")
+_LOG = logging.getLogger(__name__)
 KERNEL_BITS = (8, 4, 3, 2)  # of activations whose layers the native kernels take
 
 
@@ -20,11 +21,20 @@ def prepare(file, backend):
     file: PackedFile.
     backend: a name of BACKENDS, see `runtime.load`.
   Raises:
-    ValueError: an unknown name, or "cpu" where the kernels cannot run.
+    ValueError: an unknown name; "cpu" where the kernels cannot run; "xla" or "cpu" for activations or responses that
+      only "float" computes.
   """
   if backend not in BACKENDS:
     raise ValueError(f"back end {backend!r} is not one of {', '.join(BACKENDS)}")
   table, shapes = file.description.table, file.description.shapes
+  others = [path for path, rule in table.items() if not rule.plain]
+  if others and backend != "float":
+    rule = table[others[0]]
+    words = f"layer {others[0]!r} has activation {rule.activation!r}, response {rule.response!r}"
+    if backend != "auto":
+      raise ValueError(f"{words}: back end {backend!r} does not compute them, take 'float'")
+    _LOG.warning("%s: the model runs by the back end 'float'", words)
+    backend = "float"
   if backend == "float":
     return backend, quant.dequantized(table), quant.unpack(file.tensors, table, shapes)
   backend = _choose(backend, [path for path, rule in table.items() if _is_native(rule)])
@@ -32,8 +42,8 @@ def prepare(file, backend):
   for path, rule in table.items():
     if path.endswith("/qk") and not shapes[path]:
       native = backend == "cpu" and kernels.attention_runs()
-      run = attention.run_native if native else attention.run
-      entries[path] = quant.PackedAttention(rule, "cpu" if native else "xla", run)
+      name, run = ("cpu", attention.run_native) if native else ("xla", attention.run)
+      entries[path] = quant.PackedAttention(rule, name, run)
     elif rule.weights == "float":
       entries[path] = rule
     elif backend == "cpu" and _is_native(rule) and _prepack(tensors, path, rule, shapes[path]):
@@ -58,7 +68,7 @@ def _choose(backend, native):
     return "cpu"
   if backend == "cpu":
     raise ValueError(f"back end 'cpu' cannot be had: {reason}; 'auto' falls back to XLA")
-  logging.getLogger(__name__).warning("%s; packed layers run by XLA", reason)
+  _LOG.warning("%s; packed layers run by XLA", reason)
   return "xla"
 
 

@@ -9,7 +9,7 @@ import math
 
 import jax
 
-from binarydm_jax.quant import packed_size
+from binarydm_jax.quant import packed_size, rivals
 
 
 def deployed_table(table):
@@ -28,8 +28,11 @@ def weight_bits(rule):
 
 
 def quantized_bytes(layer, rule, remainder_bytes=4):
-  """Bytes of what replaces one layer's float kernel, and of its activation steps: (weights, scales, steps)."""
-  steps = 0 if rule.act_bits == 32 else 4 * (2 if layer.kind == "matmul" else 1)
+  """Bytes of what replaces one layer's float kernel and of what quantization adds: (weights, scales, activations).
+
+  Activations: their steps, and what other rules than "lsq" and the response learn (`quant.rivals`), all in float32.
+  """
+  steps = 4 * _activation_numbers(layer, rule)
   if not layer.size:
     return 0, 0, steps
   if rule.weights == "float":
@@ -38,6 +41,18 @@ def quantized_bytes(layer, rule, remainder_bytes=4):
   if rule.bases:
     return rule.bases * packed_size(layer.size), 4 * channels * rule.bases, steps
   return packed_size(layer.size, rule.weight_bits), 4 * channels, steps
+
+
+def _activation_numbers(layer, rule):
+  operands = rivals.operands(layer.kind == "matmul")
+  if rule.plain:
+    return 0 if rule.act_bits == 32 else len(operands)
+  shapes = list(rivals.response_shapes(rule, layer.output_shape[-1]).values())
+  if rule.act_bits != 32:
+    shapes += [()] * len(operands)
+    for step in operands:
+      shapes += rivals.activation_shapes(rule, layer.input_shape, step).values()
+  return sum(map(math.prod, shapes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Cost:
     ops: operations as the papers count them.
     true_weight_bits: mean bits of the quantized weights (32 if none is).
     binarized: number of weights that have sign bases; two_bases: those with two.
-    layers: one dict a layer: path, shape, kind, rule, bits, resolution, macs, bytes.
+    layers: one dict a layer: path, shape, kind, rule, bits, activation, response, resolution, macs, bytes.
   """
 
   params: int
@@ -103,6 +118,8 @@ def model_cost(layers, table, params, remainder_bytes=4):
             rule=rule.weights,
             weight_bits=bits if layer.size else None,
             act_bits=rule.act_bits,
+            activation=rule.activation,
+            response=rule.response,
             resolution=layer.resolution,
             macs=layer.macs,
             packed_bytes=size,

@@ -19,7 +19,9 @@ SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "uint8": "U8"}
 # How a network is computed is not part of what it is.
 _HOW = ("rules", "dtype", "remat", "parent", "name")
 MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(UNet) if f.name not in _HOW)
-RULE_FIELDS = tuple(f.name for f in dataclasses.fields(LayerRule))
+# Those of LayerRule that every layer states; the others are there where they are not the default.
+RULE_FIELDS = ("weights", "weight_bits", "act_bits")
+MORE_RULE_FIELDS = {f.name: f.default for f in dataclasses.fields(LayerRule) if f.name not in RULE_FIELDS}
 # Beyond any network; they keep a hostile file from asking for more than its own size.
 MOST_CHANNELS, MOST_PIXELS, MOST_LEVELS, MOST_TIMESTEPS = 2**16, 2**14, 16, 100_000
 
@@ -53,8 +55,7 @@ def describe(model, table, layers, diffusion, input_shape, first_stage, remainde
   return json.dumps(
       dict(
           model={name: getattr(model, name) for name in MODEL_FIELDS},
-          layers={layer.path: dict(dataclasses.asdict(table[layer.path]), shape=layer.kernel_shape)
-                  for layer in layers},
+          layers={layer.path: dict(_stated(table[layer.path]), shape=layer.kernel_shape) for layer in layers},
           diffusion=dict(diffusion),
           input_shape=list(input_shape),
           first_stage=first_stage,
@@ -63,6 +64,13 @@ def describe(model, table, layers, diffusion, input_shape, first_stage, remainde
       ),
       separators=(",", ":"),
   )
+
+
+def _stated(rule):
+  """The fields of a LayerRule as a file has them."""
+  fields = dataclasses.asdict(rule)
+  return {name: value for name, value in fields.items()
+          if name in RULE_FIELDS or value != MORE_RULE_FIELDS[name]}
 
 
 def parse(text):
@@ -77,11 +85,13 @@ def parse(text):
   table, shapes = {}, {}
   for path, row in rows.items():
     row = _dict(row, f"layer {path!r}")
-    if set(row) != {*RULE_FIELDS, "shape"} or type(row["weights"]) is not str:
-      raise ValueError(f"layer {path!r} has other fields than weights, weight_bits, act_bits and shape")
+    least = {*RULE_FIELDS, "shape"}
+    if not least <= set(row) <= {*least, *MORE_RULE_FIELDS} or type(row["weights"]) is not str:
+      raise ValueError(f"layer {path!r} has other fields than a rule's and shape, or lacks some of them")
     for name in ("weight_bits", "act_bits"):
       _integer(row[name], 1, 32, f"layer {path!r}: {name}")
-    table[path] = LayerRule(**{name: row[name] for name in RULE_FIELDS})
+    _integer(row.get("num_timesteps", 0), 0, MOST_TIMESTEPS, f"layer {path!r}: num_timesteps")
+    table[path] = LayerRule(**{name: value for name, value in row.items() if name != "shape"})
     shapes[path] = _integers(row["shape"], 1, MOST_CHANNELS * MOST_LEVELS, f"layer {path!r}: shape", most=4)
     if table[path].weights != "float" and len(shapes[path]) < 2:
       raise ValueError(f"layer {path!r} has quantized weights of shape {shapes[path]}")

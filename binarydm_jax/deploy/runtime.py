@@ -97,10 +97,11 @@ def load(path, backend="auto"):
     path: of the file.
     backend: "xla": integers in plain XLA, on any device; "cpu": the native kernel; "auto": that one where it has a
       path for the processor (the portable one is slower than XLA), else XLA, and one line says so; "float": kernels
-      dequantized to float32 at once.
+      dequantized to float32 at once, which is also what "auto" takes, with one line, for activations and responses of
+      other methods than BinaryDM's (`LayerRule.plain`).
   Raises:
     PackedError: see `packed.read`.
-    ValueError: an unknown back end, or "cpu" where there is none.
+    ValueError: an unknown back end, "cpu" where there is none, or one that does not compute the file's rules.
   """
   file = packed.read(path)
   name, table, variables = backends.prepare(file, backend)

@@ -1,8 +1,9 @@
 """Feature networks: fixed maps from images to vectors, under which two sets of images are compared.
 
 `digits_classifier` ships with the package, so that the embedded digits need no download; `inception` is the network of
-the FID papers, from weights that the user has. A distance means something only between sets measured with the same
-network, so each is known by the SHA-256 of its weights file.
+the FID papers, from weights that the user has; `classifier` is one that `train_classifier` has trained on images of the
+user's. A distance means something only between sets measured with the same network, so each is known by the SHA-256 of
+its weights file.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load as load_safetensors
 
-from binarydm_jax.evaluation import inception, inception_weights
+from binarydm_jax.evaluation import classifier, inception, inception_weights
 
 DIGITS_WEIGHTS = pathlib.Path(__file__).with_name("digits_classifier.safetensors")
 # Pinned: other weights would give other distances under the same name.
@@ -66,8 +67,8 @@ class Outputs(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _digits_forward(module, params, images):
-  """images [n, 8, 8, 1] uint8 -> Outputs."""
+def _classifier_forward(module, params, images):
+  """images [n, h, w, c] uint8 -> Outputs."""
   logits, features = module.apply({"params": params}, normalize(images))
   return Outputs(features, None, jax.nn.softmax(logits))
 
@@ -94,7 +95,7 @@ class FeatureNetwork:
   image_shape: tuple[int, int, int] | None
   module: nn.Module = dataclasses.field(repr=False)
   params: Any = dataclasses.field(repr=False)
-  forward: Any = dataclasses.field(default=_digits_forward, repr=False)
+  forward: Any = dataclasses.field(default=_classifier_forward, repr=False)
   spatial_dim: int | None = None
 
   def outputs(self, images, batch_size: int = 256) -> Outputs:
@@ -176,14 +177,27 @@ def _load_inception(weights_path):
   )  # fmt: skip
 
 
-_LOADERS = {"digits_classifier": _load_digits_classifier, "inception": _load_inception, "none": lambda _: None}
+def _load_classifier(weights_path):
+  """Reads a file of `train_classifier` -> FeatureNetwork. ValueError where there is none, or it is something else."""
+  if not weights_path:
+    raise ValueError(
+      f"feature network 'classifier' needs evaluation.classifier, the path of its file; {classifier.MADE_BY} makes one"
+    )
+  module, params, image_shape, sha256 = classifier.read(weights_path)
+  return FeatureNetwork("classifier", sha256, module.dim, image_shape, module, params)
+
+
+_LOADERS = {
+  "digits_classifier": _load_digits_classifier, "classifier": _load_classifier, "inception": _load_inception,
+  "none": lambda _: None,
+}  # fmt: skip
 NAMES = tuple(_LOADERS)
 
 
 def load(name: str, weights_path=None) -> FeatureNetwork | None:
   """The feature network of this name; None for "none".
 
-  weights_path: of InceptionV3's weights (`inception_weights`); the others take none.
+  weights_path: of InceptionV3's weights (`inception_weights`) or of a `classifier`; the others take none.
   ValueError for an unknown name, listing those that there are (`NAMES`), and for weights that are missing or wrong.
   """
   if name not in _LOADERS:

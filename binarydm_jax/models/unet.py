@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from binarydm_jax.models.blocks import LAYOUTS, ONE_PIXEL, Block
 from binarydm_jax.models.embedding import timestep_embedding
-from binarydm_jax.quant import PRODUCT, QuantConv, QuantDense
+from binarydm_jax.quant import PRODUCT, LayerGate, QuantConv, QuantDense, needs_timesteps
 
 # The layers next to input and output and the time embedding, which are never binarized.
 EDGES = ("input_0/conv", "out_conv", "time_embed_*")
@@ -108,13 +108,13 @@ class UNet(nn.Module):
     """Attention heads at a width."""
     return channels // self.num_head_channels if self.num_head_channels else self.num_heads
 
-  def _embed(self, timesteps, labels, context):
+  def _embed(self, timesteps, labels, context, gate):
     """(time embedding [batch, 4 model_channels], context [batch, m, context_dim] or None)."""
     common = dict(rules=self.rules, dtype=self.dtype)
     width = 4 * self.model_channels
     embedding = timestep_embedding(timesteps, self.model_channels, LAYOUTS[self.layout].sines_first)
-    embedding = QuantDense(width, name="time_embed_0", **common)(embedding)
-    embedding = QuantDense(width, name="time_embed_1", **common)(jax.nn.silu(embedding))
+    embedding = QuantDense(width, name="time_embed_0", **common)(embedding, gate)
+    embedding = QuantDense(width, name="time_embed_1", **common)(jax.nn.silu(embedding), gate)
     if self.num_classes:
       if labels is None:
         raise ValueError("a class-conditional UNet (num_classes > 0) needs labels [batch]")
@@ -143,7 +143,10 @@ class UNet(nn.Module):
       prediction [batch, h, w, out_channels], float32; features, the tuple of block outputs named by `block_names`.
     """
     common = dict(norm_groups=self.norm_groups, layout=self.layout, rules=self.rules, dtype=self.dtype)
-    embedding, context = self._embed(timesteps, labels, context)
+    # No array at all where no layer asks for it: the graph of a student without such rules stays as it is.
+    told = timesteps if needs_timesteps(self.rules) else None
+    always = None if told is None else LayerGate(timesteps=told)
+    embedding, context = self._embed(timesteps, labels, context, always)
     block_class = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
 
     h = x if self.dtype is None else x.astype(self.dtype)
@@ -162,7 +165,7 @@ class UNet(nn.Module):
       )
       if name.startswith("output"):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-      h = block(h, embedding, context, None if gates is None else gates.layer(i), dropout_keys)
+      h = block(h, embedding, context, always if gates is None else gates.layer(i, told), dropout_keys)
       if name.startswith("input"):
         skips.append(h)
       features.append(h)
@@ -175,5 +178,5 @@ class UNet(nn.Module):
         dtype=self.dtype,
         kernel_init=nn.initializers.zeros_init(),
         name="out_conv",
-    )(h)
+    )(h, always)
     return h.astype(jnp.float32), tuple(features)

@@ -5,21 +5,19 @@ say which layer is quantized how, gates that change it over time, `binarize` for
 """
 
 from binarydm_jax.quant.activations import initial_activation_step, lsq_activation
-from binarydm_jax.quant.gates import Gates, gates_at, progressive_rings
+from binarydm_jax.quant.gates import Gates, LayerGate, gates_at, progressive_rings
 from binarydm_jax.quant.inspection import LayerInfo, inspect_layers, resolve
 from binarydm_jax.quant.layers import (
   PRODUCT,
-  LayerGate,
-  PackedAttention,
-  PackedLayer,
   QuantConv,
   QuantDense,
   QuantMatmul,
   calibrate,
 )
+from binarydm_jax.quant.packed_entries import PackedAttention, PackedLayer
 from binarydm_jax.quant.packed_variables import dequantized, pack, packed_collections, unpack
 from binarydm_jax.quant.packing import pack_codes, pack_signs, packed_size, unpack_codes, unpack_signs
-from binarydm_jax.quant.rules import LayerRule, Rule, Rules, parse_override, preset
+from binarydm_jax.quant.rules import RIVALS, LayerRule, Rule, Rules, needs_timesteps, parse_override, preset
 from binarydm_jax.quant.ste import positive, round_ste, sign_ste
 from binarydm_jax.quant.step_size import lsq
 from binarydm_jax.quant.student import binarize, untrained
@@ -40,6 +38,7 @@ __all__ = [
   "LayerRule",
   "PackedAttention",
   "PackedLayer",
+  "RIVALS",
   "QuantConv",
   "QuantDense",
   "QuantMatmul",
@@ -58,6 +57,7 @@ __all__ = [
   "lsq_activation",
   "lsq_weight",
   "multi_basis",
+  "needs_timesteps",
   "one_basis",
   "pack",
   "pack_codes",

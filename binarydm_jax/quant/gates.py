@@ -4,7 +4,22 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from binarydm_jax.quant.layers import LayerGate
+
+@flax.struct.dataclass
+class LayerGate:
+  """What of a layer's quantization is in force at this step; arrays, so that change never recompiles.
+
+  Attributes:
+    on: scalar, 1 once the layer is quantized (progressive initialisation), else 0; None: quantized.
+    attention: scalar, 1 once attention's q, k, softmax and v are quantized, else 0; None as well where `on` is.
+    second: scalar, what is left of an evolving second basis: 1 before the transition of EBB, 0 after it; None: all.
+    timesteps: [batch], from 0 to num_timesteps - 1, for rules that depend on them (`LayerRule.timed`), else None.
+  """
+
+  on: jax.Array | None = None
+  attention: jax.Array | None = None
+  second: jax.Array | None = None
+  timesteps: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -21,9 +36,9 @@ class Gates:
   attention: jax.Array
   second: jax.Array
 
-  def layer(self, block):
+  def layer(self, block, timesteps=None):
     """The LayerGate of block number `block`."""
-    return LayerGate(self.blocks[block], self.attention, self.second)
+    return LayerGate(self.blocks[block], self.attention, self.second, timesteps)
 
 
 def progressive_rings(order, resolutions):

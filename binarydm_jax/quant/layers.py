@@ -5,74 +5,25 @@ Latent weights live in the collection `params`, scales and activation steps in `
 (`binarize` calls it).
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from binarydm_jax.quant import activations, weights
+from binarydm_jax.quant import activations, rivals, weights
 from binarydm_jax.quant.convolution import convolve
+from binarydm_jax.quant.gates import LayerGate
+from binarydm_jax.quant.packed_entries import PackedAttention, PackedLayer
 from binarydm_jax.quant.rules import FULL_PRECISION, LayerRule
 
 # The name of every layer's product for `jax.checkpoint_policies`: what is dear to compute again.
 PRODUCT = "binarydm_product"
-
-
-@flax.struct.dataclass
-class LayerGate:
-  """What of a layer's quantization is in force at this step; scalar arrays, so that change never recompiles.
-
-  Attributes:
-    on: 1 once the layer is quantized (progressive initialisation), else 0.
-    attention: 1 once attention's q, k, softmax and v are quantized, else 0.
-    second: what is left of an evolving second basis: 1 before the transition of EBB, 0 after it.
-  """
-
-  on: jax.Array
-  attention: jax.Array
-  second: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedLayer:
-  """Entry of a rule table for a layer that computes from packed weights, by a function that is handed in.
-
-  Attributes:
-    rule: the layer's LayerRule.
-    backend: a name for `run`.
-    run: (rule, tensors, x, residual, *, kernel_shape, stride, padding) -> y, with the layer's own tensors of the
-      collection "packed" (see `packed_collections`), x float [batch, h, w, cin] (a dense layer: [1, 1, rows, cin]),
-      residual None or as y, kernel_shape HWIO, padding ((top, bottom), (left, right)). It quantizes x and adds bias
-      and residual; y is float [batch, h', w', cout].
-  """
-
-  rule: LayerRule
-  backend: str
-  run: Callable = dataclasses.field(repr=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedAttention:
-  """Entry of a rule table for the product of queries and keys, where a function that is handed in does all attention.
-
-  The module that owns the products asks for it, see `models.attention.attend`; the product itself knows only the rule.
-
-  Attributes:
-    rule: the product's LayerRule.
-    backend: a name for `run`.
-    run: (q, k, v, qk, av, qk_bits, av_bits) -> softmax(q k^T) v, like q [batch, n, heads, d]; k and
-      v are [batch, m, heads, d], qk and av hold "step_a" and "step_b" of both products, if their bits are below 32.
-  """
-
-  rule: LayerRule
-  backend: str
-  run: Callable = dataclasses.field(repr=False)
+# Everything quantized, second bases alive, no timesteps.
+ALL_ON = LayerGate()
 
 
 class _Quantized(nn.Module):
@@ -98,11 +49,29 @@ class _Quantized(nn.Module):
       )
     return self.variable("quant", name, initial).value
 
-  def _activation(self, x, name, bits, on):
-    if bits == 32:
+  def _timesteps(self, rule, x, gate):
+    """The timesteps [batch] of a rule that depends on them, else None."""
+    if not rule.timed:
+      return None
+    path = "/".join(self.path)
+    if gate.timesteps is None:
+      raise ValueError(
+          f"layer {path!r} depends on the timestep ({rule.activation}, {rule.response}): call it with"
+          " quant.LayerGate(timesteps=...)"
+      )
+    if gate.timesteps.shape != x.shape[:1]:
+      raise ValueError(f"layer {path!r} has timesteps of shape {gate.timesteps.shape} for an input {x.shape}")
+    return gate.timesteps
+
+  def _activation(self, x, name, rule, gate, on):
+    if rule.act_bits == 32:
       return x
-    step = self._learned(name, lambda: activations.initial_activation_step(x, bits))
-    quantized = activations.lsq_activation(x, step, bits)
+    if rule.activation == "lsq":
+      step = self._learned(name, lambda: activations.initial_activation_step(x, rule.act_bits))
+      quantized = activations.lsq_activation(x, step, rule.act_bits)
+    else:
+      timesteps = self._timesteps(rule, x, gate)
+      quantized = rivals.quantize(x, rule, self._learned, "/".join(self.path), name, timesteps)
     return quantized if on is None else jnp.where(on > 0, quantized, x)
 
   def _kernel(self, kernel, rule, gate):
@@ -118,28 +87,30 @@ class _Quantized(nn.Module):
         quantized = weights.one_basis(kernel, scale1)
       else:
         scale2 = self._learned("scale2", lambda: weights.initial_scale2(kernel))
-        second = gate.second if gate is not None and rule.weights == "evolving" else None
+        second = gate.second if rule.weights == "evolving" else None
         quantized = weights.multi_basis(kernel, scale1, scale2, second)
-    return quantized if gate is None else jnp.where(gate.on > 0, quantized, kernel)
+    return quantized if gate.on is None else jnp.where(gate.on > 0, quantized, kernel)
 
-  def _operands(self, x, kernel_shape, gate):
+  def _operands(self, x, kernel_shape, rule, gate):
     """(x, kernel) quantized by the rule and cast to the compute type."""
     kernel = self.param("kernel", self.kernel_init, kernel_shape, jnp.float32)
-    rule = self._rule()
     dtype = self.dtype or x.dtype
-    x = self._activation(x.astype(dtype), "step", rule.act_bits, None if gate is None else gate.on)
+    x = self._activation(x.astype(dtype), "step", rule, gate, gate.on)
     return x, self._kernel(kernel, rule, gate).astype(dtype)
 
-  def _finish(self, y, residual):
-    """y + bias + residual."""
+  def _finish(self, y, residual, rule, gate):
+    """response(y + bias) + residual."""
     if self.use_bias:
       y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(y.dtype)
+    if rule.response != "none":
+      answer = rivals.respond(y, rule, self._learned, "/".join(self.path), self._timesteps(rule, y, gate))
+      y = answer if gate.on is None else jnp.where(gate.on > 0, answer, y)
     return y if residual is None else residual + y
 
   def _packed(self, entry, x, residual, gate, **geometry):
     """The layer by `entry.run`: see PackedLayer."""
     path = "/".join(self.path)
-    if gate is not None:
+    if gate.on is not None:
       raise ValueError(f"layer {path!r} is packed: what a gate could switch is gone")
     if "packed" not in self.variables:
       raise ValueError(f"layer {path!r} is packed, and no collection 'packed' was given")
@@ -169,15 +140,16 @@ class QuantDense(_Quantized):
 
   @nn.compact
   def __call__(self, x, gate: LayerGate | None = None, residual=None):
-    """residual: None, or an array that is added to the output."""
+    """residual: None, or an array that is added to the output; gate None: everything quantized."""
+    gate = ALL_ON if gate is None else gate
     entry, shape = self._rule(), self.kernel_shape(x.shape[-1])
     if isinstance(entry, PackedLayer):
       rows = x.reshape(1, 1, -1, x.shape[-1])
       added = None if residual is None else residual.reshape(1, 1, -1, self.features)
       y = self._packed(entry, rows, added, gate, kernel_shape=(1, 1, *shape), stride=1, padding=((0, 0), (0, 0)))
       return y.reshape(*x.shape[:-1], self.features)
-    x, kernel = self._operands(x, shape, gate)
-    return self._finish(checkpoint_name(x @ kernel, PRODUCT), residual)
+    x, kernel = self._operands(x, shape, entry, gate)
+    return self._finish(checkpoint_name(x @ kernel, PRODUCT), residual, entry, gate)
 
 
 class QuantConv(_Quantized):
@@ -205,15 +177,16 @@ class QuantConv(_Quantized):
 
   @nn.compact
   def __call__(self, x, gate: LayerGate | None = None, residual=None):
-    """residual: None, or an array that is added to the output."""
+    """residual: None, or an array that is added to the output; gate None: everything quantized."""
+    gate = ALL_ON if gate is None else gate
     entry, shape, padding = self._rule(), self.kernel_shape(x.shape[-1]), self.padding
     if isinstance(entry, PackedLayer):
       if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (self.strides,) * 2, padding)
       return self._packed(entry, x, residual, gate, kernel_shape=shape, stride=self.strides, padding=tuple(padding))
-    x, kernel = self._operands(x, shape, gate)
+    x, kernel = self._operands(x, shape, entry, gate)
     y = checkpoint_name(convolve(x, kernel, self.strides, padding), PRODUCT)
-    return self._finish(y, residual)
+    return self._finish(y, residual, entry, gate)
 
 
 class QuantMatmul(_Quantized):
@@ -221,7 +194,7 @@ class QuantMatmul(_Quantized):
 
   Attributes:
     equation: of `jnp.einsum`, batch first, such as "bqhd,bkhd->bhqk".
-    rules: as in `QuantDense`; only `act_bits` matters.
+    rules: as in `QuantDense`; only `act_bits` and `activation` matter.
   """
 
   equation: str
@@ -244,13 +217,16 @@ class QuantMatmul(_Quantized):
   @property
   def bits(self):
     """Of both operands."""
-    return self.entry.rule.act_bits if isinstance(self.entry, PackedAttention) else self.entry.act_bits
+    return self._own_rule().act_bits
+
+  def _own_rule(self):
+    return self.entry.rule if isinstance(self.entry, PackedAttention) else self.entry
 
   @nn.compact
   def __call__(self, a, b, gate: LayerGate | None = None):
-    bits = self.bits
-    on = None if gate is None else gate.on * gate.attention
-    a, b = self._activation(a, "step_a", bits, on), self._activation(b, "step_b", bits, on)
+    gate, rule = ALL_ON if gate is None else gate, self._own_rule()
+    on = None if gate.on is None else gate.on * gate.attention
+    a, b = self._activation(a, "step_a", rule, gate, on), self._activation(b, "step_b", rule, gate, on)
     return checkpoint_name(jnp.einsum(self.equation, a, b), PRODUCT)
 
 

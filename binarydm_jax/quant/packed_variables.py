@@ -2,7 +2,8 @@
 
 For a layer at PATH: "PATH/signs1" and "PATH/signs2" (uint8, one bit a weight in C order of the kernel, little-endian in
 a byte, 1 for +1), "PATH/scale1", "PATH/scale2"; for LSQ weights "PATH/codes" (`weight_bits` bits a weight, offset by
-2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product). Whatever is
+2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product). What
+the activations and responses of other methods learn (`rivals.NAMES`) has its name under PATH, in float32. Whatever is
 not quantized stands under its parameter's path in float32 or bfloat16.
 """
 
@@ -12,6 +13,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from binarydm_jax.quant import rivals
 from binarydm_jax.quant.packing import pack_codes, pack_signs, unpack_codes, unpack_signs
 from binarydm_jax.quant.ste import positive
 from binarydm_jax.quant.step_size import codes, levels
@@ -56,11 +58,13 @@ def pack(variables, table, remainder=np.float32):
       tensors[f"{path}/signs2"] = pack_signs(np.asarray(kernel - one_basis(kernel, scale1)))
       tensors[f"{path}/scale2"] = _scale(learned, path, "scale2", kernel)
     learned.pop(f"{path}/scale2", None)  # left over by an evolving basis that is gone
-  steps = _step_names(table)
-  for name, value in learned.items():  # the steps of activations, floored as the quantizers floor them
-    if name not in steps:
+  names = _activation_names(table)
+  for name, value in learned.items():
+    if name not in names:
       raise ValueError(f"the rule table has no place for quant/{name}: pack with the table of the trained module")
-    tensors[name] = np.asarray(positive(value), np.float32)
+    # Steps are floored as the quantizers floor them.
+    floored = positive(value) if name.rpartition("/")[2] in STEPS else value
+    tensors[name] = np.asarray(floored, np.float32)
   for name, value in params.items():
     tensors[name] = np.asarray(value, remainder)
   return tensors
@@ -74,7 +78,7 @@ def unpack(tensors, table, shapes):
     table: path -> LayerRule, as given to `pack`.
     shapes: path -> kernel shape: `{layer.path: layer.kernel_shape for layer in quant.inspect_layers(...)}`.
   Returns:
-    {"params", "quant"}: float32 kernels that already have the quantized values, and the activation steps.
+    {"params", "quant"}: float32 kernels that already have the quantized values, and all that activations learned.
   Raises:
     ValueError: a part of a kernel is missing, left over or of another size: packed by other rules.
   """
@@ -102,7 +106,7 @@ def unpack(tensors, table, shapes):
   left_over = [name for name in (f"{path}/{part}" for path in table for part in KERNEL_PARTS) if name in tensors]
   if left_over:
     raise ValueError(f"tensor {left_over[0]} is left over: it was packed by other rules")
-  learned = {name: tensors.pop(name) for name in _step_names(table) & set(tensors)}
+  learned = {name: tensors.pop(name) for name in _activation_names(table) & set(tensors)}
   params.update(tensors)
   return {name: flax.traverse_util.unflatten_dict(tree, sep="/")
           for name, tree in (("params", params), ("quant", learned))}
@@ -115,7 +119,7 @@ def packed_collections(tensors, table):
     {"params", "quant", "packed"}: "packed" holds all tensors of the layers with quantized weights, the kernel's parts
     as well as "step" and "bias"; "quant" the steps of the others.
   """
-  steps = _step_names(table)
+  steps = _activation_names(table)
   trees = {"params": {}, "quant": {}, "packed": {}}
   for name, tensor in tensors.items():
     rule = table.get(name.rpartition("/")[0])
@@ -125,7 +129,7 @@ def packed_collections(tensors, table):
 
 
 def dequantized(table):
-  """The table of a module that gets the variables of `unpack`: float weights, activations quantized as before."""
+  """The table of a module that gets the variables of `unpack`: float weights, all else as before."""
   return {path: dataclasses.replace(rule, weights="float") for path, rule in table.items()}
 
 
@@ -133,8 +137,10 @@ def _flat(tree):
   return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def _step_names(table):
-  return {f"{path}/{step}" for path in table for step in STEPS}
+def _activation_names(table):
+  """Names of what `quant` may hold beside the parts of kernels."""
+  every = (*STEPS, *rivals.NAMES)
+  return {f"{path}/{name}" for path, rule in table.items() for name in (STEPS if rule.plain else every)}
 
 
 def _scale(learned, path, name, kernel):

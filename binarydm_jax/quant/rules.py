@@ -7,10 +7,27 @@ of the block's input and output feature maps, relative to the network input's; 1
 
 import dataclasses
 import fnmatch
+from collections.abc import Mapping
 
 WEIGHT_QUANTIZERS = ("float", "one_basis", "multi_basis", "evolving", "lsq")
 WEIGHT_PRESETS = ("full_precision", "baseline", "lmb", "ebb", "lsq")
 ACTIVATION_BITS = (32, 8, 4, 3, 2)
+# See quant/rivals. Of the activations the first two hold for any input; shifts are per channel of a layer's input.
+ACTIVATIONS = ("lsq", "normalised", "dynamic", "shifted", "instance", "redistributed")
+RESPONSES = ("none", "rprelu", "timed_rprelu")
+# Published methods as (activation, response), with weights of one basis.
+RIVALS = {
+  "reactnet": ("shifted", "rprelu"),
+  "insta_bnn": ("instance", "rprelu"),
+  "bi_diffsr": ("redistributed", "timed_rprelu"),
+  "q_dm": ("normalised", "none"),
+  "tdq": ("dynamic", "none"),
+}
+
+
+def _by_range(activation, response):
+  """Whether either has variables for each range of timesteps."""
+  return activation == "redistributed" or response == "timed_rprelu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +39,19 @@ class LayerRule:
       basis is removed by the gate `second`); "lsq" (`weight_bits` bits).
     weight_bits: bits of "lsq" weights, 2 to 8.
     act_bits: bits of the layer's input (of q, k, softmax and v in a `QuantMatmul`): 32 (off), 2 to 8.
+    activation: how the input is quantized. "lsq": by one learned step. Methods compared with BinaryDM (quant/rivals),
+      each with that step: "shifted" (ReActNet), "instance" (INSTA-BNN), "redistributed" (BI-DiffSR), "normalised"
+      (Q-DM), "dynamic" (TDQ).
+    response: what follows the product and the bias: "none", "rprelu" (ReActNet), "timed_rprelu" (BI-DiffSR).
+    num_timesteps: of the diffusion, for "redistributed" and "timed_rprelu", else 0.
   """
 
   weights: str = "float"
   weight_bits: int = 2
   act_bits: int = 32
+  activation: str = "lsq"
+  response: str = "none"
+  num_timesteps: int = 0
 
   def __post_init__(self):
     if self.weights not in WEIGHT_QUANTIZERS:
@@ -35,6 +60,29 @@ class LayerRule:
       raise ValueError(f"weight_bits {self.weight_bits} is not supported: use 2 to 8, or one_basis for 1 bit")
     if self.act_bits != 32 and self.act_bits not in range(2, 9):
       raise ValueError(f"act_bits {self.act_bits} is not supported: use 2 to 8, or 32 for off")
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    if self.response not in RESPONSES:
+      raise ValueError(f"response {self.response!r} is not one of {', '.join(RESPONSES)}")
+    if self.activation != "lsq" and self.act_bits == 32:
+      raise ValueError(f"activation {self.activation!r} needs act_bits below 32: it changes what is quantized")
+    if _by_range(self.activation, self.response) and self.num_timesteps < 1:
+      raise ValueError(f"{self.activation!r}, {self.response!r} need num_timesteps, those of the diffusion")
+
+  @property
+  def plain(self):
+    """Whether it is BinaryDM's own: one step an input and nothing after the product."""
+    return self.activation == "lsq" and self.response == "none"
+
+  @property
+  def timed(self):
+    """Whether the layer must be told the timesteps, see `LayerGate`."""
+    return self.activation == "dynamic" or _by_range(self.activation, self.response)
+
+  def of_product(self):
+    """The rule as it holds for a product of two activations, which has no weights, channels or response."""
+    activation = self.activation if self.activation in ("normalised", "dynamic") else "lsq"
+    return dataclasses.replace(self, weights="float", activation=activation, response="none", num_timesteps=0)
 
   @property
   def bases(self):
@@ -43,6 +91,12 @@ class LayerRule:
 
 
 FULL_PRECISION = LayerRule()
+
+
+def needs_timesteps(rules):
+  """Whether any layer of a table (None: full precision) has to be told the timesteps, see `LayerGate`."""
+  table = rules.values() if isinstance(rules, Mapping) else (rules,)
+  return any(isinstance(rule, LayerRule) and rule.timed for rule in table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +138,7 @@ class Rules:
       matched.update(hits)
       used.add(hits[0])
       rule = self.rules[hits[0]].layer
-      # A product of two activations has no weights.
-      table[layer.path] = dataclasses.replace(rule, weights="float") if layer.kind == "matmul" else rule
+      table[layer.path] = rule.of_product() if layer.kind == "matmul" else rule
     for i, rule in enumerate(self.rules):
       if rule.optional or i in used:
         continue
@@ -95,35 +148,45 @@ class Rules:
     return table
 
 
-def preset(weights, act_bits=32, weight_bits=2, edges=(), edge_bits=32):
+def preset(
+  weights, act_bits=32, weight_bits=2, edges=(), edge_bits=32, activation="lsq", response="none", num_timesteps=0
+):
   """The rules of a published method.
 
   Args:
     weights: "full_precision"; "baseline" (one basis); "lmb" and "ebb" (two bases where the block's resolution is at
-      least half of the input's, one elsewhere: the paper's location rule); "lsq" (`weight_bits` bits).
+      least half of the input's, one elsewhere: the paper's location rule); "lsq" (`weight_bits` bits); a name of RIVALS
+      (one basis, with activation and response of that method).
     act_bits: activation bits of every quantized layer: 32 (off), 8, 4, 3, 2.
     weight_bits: for "lsq", 2 to 8.
     edges: patterns of the layers next to input and output, which are never binarized.
     edge_bits: 32 leaves them in float; 8 makes them W8A8 by LSQ (v5's practice).
+    activation, response: of every layer but the edges, see `LayerRule`.
+    num_timesteps: of the diffusion; used where activation or response has ranges of them.
   Raises:
     ValueError: an unknown preset or number of bits.
   """
+  if weights in RIVALS:
+    weights, (activation, response) = "baseline", RIVALS[weights]
   if weights not in WEIGHT_PRESETS:
-    raise ValueError(f"weights {weights!r} is not one of {', '.join(WEIGHT_PRESETS)}")
+    raise ValueError(f"weights {weights!r} is not one of {', '.join((*WEIGHT_PRESETS, *RIVALS))}")
   if act_bits not in ACTIVATION_BITS:
     raise ValueError(f"act_bits {act_bits} is not supported: use one of {', '.join(map(str, ACTIVATION_BITS))}")
   if edge_bits not in (8, 32):
     raise ValueError(f"edge_bits {edge_bits} is not supported: use 8 or 32")
   edge = FULL_PRECISION if edge_bits == 32 else LayerRule("lsq", edge_bits, edge_bits)
   rules = [Rule(pattern, edge, optional=True) for pattern in edges]
+  how = dict(act_bits=act_bits, activation=activation, response=response)
+  if _by_range(activation, response):
+    how["num_timesteps"] = num_timesteps
   if weights == "full_precision":
-    return Rules((*rules, Rule("*", LayerRule(act_bits=act_bits), optional=True)))
+    return Rules((*rules, Rule("*", LayerRule(**how), optional=True)))
   if weights == "lsq":
-    return Rules((*rules, Rule("*", LayerRule("lsq", weight_bits, act_bits), optional=True)))
+    return Rules((*rules, Rule("*", LayerRule("lsq", weight_bits, **how), optional=True)))
   if weights in ("lmb", "ebb"):
-    two = LayerRule("multi_basis" if weights == "lmb" else "evolving", act_bits=act_bits)
+    two = LayerRule("multi_basis" if weights == "lmb" else "evolving", **how)
     rules.append(Rule("*", two, min_resolution=0.5, optional=True))
-  return Rules((*rules, Rule("*", LayerRule("one_basis", act_bits=act_bits), optional=True)))
+  return Rules((*rules, Rule("*", LayerRule("one_basis", **how), optional=True)))
 
 
 def parse_override(text):

@@ -93,6 +93,8 @@ def measure(signs, variables, gates, table):
   }
   for path, leaves in layers.items():
     for leaf, value in leaves.items():
+      if leaf not in numbers:  # what other methods' activations and responses learn
+        continue
       value = jnp.mean(quant.positive(value))
       if leaf == "scale2" and table[path].weights == "evolving" and second is not None:
         value = value * second

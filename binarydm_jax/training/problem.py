@@ -18,6 +18,7 @@ from binarydm_jax.training.validation import (
   check_config,
   check_features,
   check_first_stage,
+  check_method,
   check_model,
   check_sampling,
 )
@@ -66,6 +67,11 @@ class Problem:
   def distil(self):
     """Whether the loss has the LRM term."""
     return self.method.projection != "off" and self.config.distill.weight > 0
+
+  @property
+  def mimic(self):
+    """Whether the loss has the term of the teacher's prediction."""
+    return self.method.prediction == "on" and self.config.distill.prediction_weight > 0
 
   def inputs(self):
     """Abstract (x, timesteps, labels) of the UNet, a batch of one."""
@@ -130,11 +136,12 @@ def build_model(fields, compute, channels, num_classes):
   )
 
 
-def build_rules(fields, weights):
-  """The Rules of `config.quant`, with the method's `weights`."""
+def build_rules(fields, method, num_timesteps):
+  """The Rules of `config.quant`, with the parts of a Method; `num_timesteps` of the diffusion."""
   rules = quant.preset(
-      weights, fields.act_bits, fields.weight_bits, EDGES, edge_bits=8 if fields.edges == "8bit" else 32
-  )
+      method.weights, fields.act_bits, fields.weight_bits, EDGES, 8 if fields.edges == "8bit" else 32,
+      method.activation, method.response, num_timesteps,
+  )  # fmt: skip
   return rules.before(*(quant.parse_override(text) for text in fields.overrides))
 
 
@@ -201,9 +208,12 @@ def build(config, with_data=True):
   for stage in ("teacher", "student"):
     sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh, config.compute.accumulate)
   method = resolve_method(
-      config.method, config.quant.weights, config.distill.projection, config.quant.progressive
+      config.method,
+      **{name: config.quant[name] for name in ("weights", "progressive", "activation", "response")},
+      **{name: config.distill[name] for name in ("projection", "prediction")},
   )
-  rules = build_rules(config.quant, method.weights)
+  check_method(config, method)
+  rules = build_rules(config.quant, method, config.diffusion.num_timesteps)
   schedule = make_schedule(
       config.diffusion.schedule, config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
   )

@@ -194,7 +194,10 @@ def initial_student(problem, teacher_params, parts, mesh):
     return problem.teacher.apply({"params": params}, x_t, timesteps, batch["label"] if labels_used else None)[1]
 
   key = run_key(problem, CALIBRATION)
-  variables = {"params": teacher_params, "quant": calibrate(teacher_params, parts, key)}
+  variables = {"params": teacher_params}
+  # None of it where all is in full precision: then there is no such collection, as after `init`.
+  if learned := calibrate(teacher_params, parts, key):
+    variables["quant"] = learned
   projections = ()
   if problem.distil:
     fit = functools.partial(fit_projections, method=problem.method.projection, reduction=config.distill.reduction)
@@ -207,7 +210,8 @@ def initial_student(problem, teacher_params, parts, mesh):
 
 def _frozen(problem, teacher_params, projections, mesh):
   """What the student's step is given and does not train; no teacher where nothing is distilled."""
-  teacher = sharding.put(teacher_params, _shardings(problem, teacher_params, mesh)) if problem.distil else ()
+  needed = problem.distil or problem.mimic
+  teacher = sharding.put(teacher_params, _shardings(problem, teacher_params, mesh)) if needed else ()
   return {"teacher": teacher, "projections": projections}
 
 
@@ -215,9 +219,12 @@ def student_train_step(problem, state, frozen):
   """The compiled step of quantization-aware training with distillation, for what `initial_student` gives."""
   config = problem.config
   terms = student_terms(
-      problem.student, problem.teacher, problem.table, config.diffusion.loss, problem.gates_fn, problem.distil
-  )
-  weights = {"simple": 1.0, "lrm": config.distill.weight, "ebb": config.quant.tau}
+      problem.student, problem.teacher, problem.table, config.diffusion.loss, problem.gates_fn, problem.distil,
+      problem.mimic,
+  )  # fmt: skip
+  weights = {
+    "simple": 1.0, "lrm": config.distill.weight, "nem": config.distill.prediction_weight, "ebb": config.quant.tau,
+  }  # fmt: skip
   return _train_step(problem, "student", terms, weights, problem.student, STUDENT, state, frozen)
 
 

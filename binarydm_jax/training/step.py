@@ -91,7 +91,7 @@ def teacher_terms(model, loss):
   return terms
 
 
-def student_terms(model, teacher, table, loss, gates_fn, distil):
+def student_terms(model, teacher, table, loss, gates_fn, distil, mimic):
   """The same for quantization-aware training with distillation.
 
   Args:
@@ -99,7 +99,9 @@ def student_terms(model, teacher, table, loss, gates_fn, distil):
     table: path -> LayerRule of the student.
     loss: "l2" or "l1".
     gates_fn: step -> quant.Gates, or None when nothing changes over time.
-    distil: whether the LRM term is part of the loss (else the teacher is not run).
+    distil: whether the LRM term is part of the loss.
+    mimic: whether "nem" is, the mean squared difference of the teacher's and the student's predictions
+      (noise-estimating mimicking of Q-DM, Li et al. 2023). Without either the teacher is not run.
   Returns:
     terms(variables, frozen, examples, step); frozen is {"teacher": params, "projections": tuple}.
   """
@@ -109,9 +111,12 @@ def student_terms(model, teacher, table, loss, gates_fn, distil):
     gates = gates_fn(step) if gates_fn else None
     prediction, features = model.apply(variables, *inputs, gates, examples.get("dropout_keys"))
     values = {"simple": prediction_loss(loss, prediction, examples["target"])}
+    if distil or mimic:
+      imitated, targets = jax.lax.stop_gradient(teacher.apply({"params": frozen["teacher"]}, *inputs))
     if distil:
-      _, targets = teacher.apply({"params": frozen["teacher"]}, *inputs)
-      values["lrm"] = lrm_loss(features, jax.lax.stop_gradient(targets), frozen["projections"])
+      values["lrm"] = lrm_loss(features, targets, frozen["projections"])
+    if mimic:
+      values["nem"] = prediction_loss("l2", prediction, imitated)
     metrics = {}
     evolving, kept = second_scales(variables.get("quant", {}), table)
     if evolving:

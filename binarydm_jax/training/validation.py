@@ -8,7 +8,7 @@ from binarydm_jax.evaluation import features
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
 from binarydm_jax.models.unet import REMAT
-from binarydm_jax.quant.rules import WEIGHT_PRESETS
+from binarydm_jax.quant.rules import ACTIVATIONS, RESPONSES, WEIGHT_PRESETS
 
 CHOICES = {
   "data.channels": (1, 3),
@@ -20,9 +20,12 @@ CHOICES = {
   "diffusion.target": TARGETS,
   "diffusion.loss": ("l2", "l1"),
   "quant.weights": ("method", *WEIGHT_PRESETS),
+  "quant.activation": ("method", *ACTIVATIONS),
+  "quant.response": ("method", *RESPONSES),
   "quant.edges": ("float", "8bit"),
   "quant.progressive": ("method", "none", "blocks", "levels"),
   "distill.projection": ("method", *PROJECTIONS, "off"),
+  "distill.prediction": ("method", "on", "off"),
   "export.remainder": ("float32", "bfloat16"),
   "sample.backend": ("auto", "xla", "cpu", "float"),
   "sample.sampler": tuple(SAMPLERS),
@@ -77,6 +80,7 @@ AT_LEAST_ZERO = (
   "quant.tau",
   "quant.learning_rate_factor",
   "distill.weight",
+  "distill.prediction_weight",
   "teacher.steps",
   "teacher.warmup_steps",
   "teacher.weight_decay",
@@ -140,6 +144,20 @@ def check_config(config):
     raise ValueError(f"sample.eta is {config.sample.eta}, and {sampler} has none: set it to 0, or the sampler to ddim")
 
 
+def check_method(config, method):
+  """Parts of a Method that need others."""
+  if method.activation != "lsq" and config.quant.act_bits == 32:
+    raise ValueError(
+        f"quant.activation {method.activation!r} (of method {config.method!r}) changes what is quantized, and"
+        " quant.act_bits is 32: take 8, 4, 3 or 2, or quant.activation=lsq"
+    )
+  if config.export.stablehlo and (method.activation, method.response) != ("lsq", "none"):
+    raise ValueError(
+        f"export.stablehlo is for layers in integers, and method {config.method!r} has activation"
+        f" {method.activation!r}, response {method.response!r}: set it to False"
+    )
+
+
 def check_conditioning(config):
   """Fields that need classes, or the null class, in a network that has none."""
   model = config.model
@@ -166,9 +184,15 @@ def check_sampling(sample, schedule):
   solver_timesteps(schedule, sample.steps, sample.spacing, sample.sampler)
 
 
+def load_features(evaluation):
+  """The FeatureNetwork of `config.evaluation`, or None. ValueError where its weights are missing or wrong."""
+  paths = {"inception": evaluation.inception_weights, "classifier": evaluation.classifier}
+  return features.load(evaluation.feature_network, paths.get(evaluation.feature_network))
+
+
 def check_features(evaluation, image_shape, num_train):
   """A feature network that is made for other images, or too few samples or real images for its covariance."""
-  network = features.load(evaluation.feature_network, evaluation.inception_weights)
+  network = load_features(evaluation)
   if network is None:
     return
   if not network.takes(image_shape):

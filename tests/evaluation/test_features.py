@@ -11,8 +11,9 @@ import scipy.ndimage
 from safetensors import safe_open
 
 from binarydm_jax.evaluation import features
+from binarydm_jax.evaluation.classifier import write_weights
 from binarydm_jax.evaluation.metrics import frechet_distance, moments
-from binarydm_jax.evaluation.train_digits_classifier import load_digits_split, write_weights
+from binarydm_jax.evaluation.train_digits_classifier import load_digits_split
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_wrong_batch_size_is_named(network):
 
 
 def test_unknown_name_lists_the_known():
-  with pytest.raises(ValueError, match="'clip'; there are: digits_classifier, inception, none"):
+  with pytest.raises(ValueError, match="'clip'; there are: digits_classifier, classifier, inception, none"):
     features.load("clip")
   assert features.load("none") is None
 

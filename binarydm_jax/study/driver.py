@@ -1,0 +1,115 @@
+"""The whole of a study: plan it, run what is not finished, say how it goes, write the tables."""
+
+import sys
+import time
+
+from binarydm_jax import preemption
+from binarydm_jax.report import format_number
+from binarydm_jax.study import plan, runner, tables
+from binarydm_jax.study.rows import select
+from binarydm_jax.training.problem import build
+from binarydm_jax.training.writers import append_line
+from binarydm_jax.workdir import check_teacher
+
+
+def run_study(config_file, config, overrides, folder, rows, seeds, *, teacher_each, jobs, environment, command):
+  """Runs a study, or the rest of it; prints a line for each run and the table at the end.
+
+  Args:
+    config_file, config, overrides: see `plan.make_runs`.
+    folder: Path of the study.
+    rows: text for `rows.select`; seeds: ints.
+    teacher_each: a teacher for each seed.
+    jobs: runs at a time.
+    environment: of the runs' processes.
+    command: that of the study, for the tables.
+  Returns:
+    The exit code: 0, 1 if a run has failed, 75 if a signal has stopped it.
+  Raises:
+    ValueError: a config that is wrong, before anything is run.
+  """
+  teachers, students = plan.make_runs(config_file, config, overrides, folder, select(rows), seeds, teacher_each)
+  progress = Progress(folder, len(students), command)
+  todo = []
+  for run in students:
+    if (results := plan.finished_results(run)) is None:
+      todo.append(run)
+    else:
+      progress.finished(run, results)
+  teachers = [run for run in teachers if todo and not plan.teacher_is_finished(run)]
+  _check(teachers, todo)
+  whole = runner.execute(teachers, environment, jobs, lambda run: None, progress.report)
+  if whole and not progress.failed:
+    whole = runner.execute(todo, environment, jobs, progress.lend, progress.report)
+  elif progress.failed:
+    print("error: without its teacher no student can be trained", file=sys.stderr)
+  if progress.done:
+    print("\n" + tables.write(folder)[1].read_text())
+  if not whole:
+    print(f"{folder}: stopped by a signal, all is saved; the same command goes on", file=sys.stderr)
+    return preemption.EXIT_CODE
+  for name in progress.failed:
+    print(f"failed: {name}", file=sys.stderr)
+  return 1 if progress.failed else 0
+
+
+def _check(teachers, students):
+  """Builds every config once, as each run will, so that what is wrong is said before the first of them starts."""
+  checked = set()
+  for run in [*teachers, *students]:
+    name = run.row and run.row.name
+    if name in checked:
+      continue
+    try:
+      build(run.config, with_data=not checked)  # the data are the same for all
+      if not teachers:
+        check_teacher(run.config)
+    except ValueError as error:
+      raise ValueError(f"{run.name}: {error}") from None
+    checked.add(name)
+
+
+class Progress:
+  """What is done: a line on the terminal for each run, a line in study.jsonl for each process."""
+
+  def __init__(self, folder, total, command):
+    self.folder, self.total, self.command = folder, total, command
+    self.done, self.failed = [], []
+
+  def finished(self, run, results, seconds=None):
+    """A student's results."""
+    self.done.append(run)
+    student = results["models"][1]
+    quality = [f"held-out loss {format_number(student['heldout_loss'], 4)}"]
+    if student["fid"] is not None:
+      quality.insert(0, f"Frechet distance {format_number(student['fid'])}")
+    took = "finished before" if seconds is None else f"{seconds:.0f} s"
+    self._say(run, f"{', '.join(quality)}, {took}")
+
+  def report(self, run, code, seconds):
+    """A process has ended."""
+    append_line(self.folder / "study.jsonl", dict(
+        run=run.name, begun=time.time() - seconds, seconds=seconds, exit_code=code, command=run.shell_command(),
+        study=self.command))  # fmt: skip
+    # By its own account: the program may have been changed since this process has read the config.
+    results = plan.read_results(run.workdir) if run.row else None
+    if code == 0 and results:
+      self.finished(run, results, seconds)
+    elif code == 0 and not run.row:
+      self._say(run, f"{seconds:.0f} s")
+    elif code == preemption.EXIT_CODE or preemption.requested():
+      self._say(run, f"stopped after {seconds:.0f} s")
+    else:
+      self.failed.append(run.name)
+      words = runner.last_words(run.log) if code else "it has left no results.json"
+      self._say(run, f"FAILED after {seconds:.0f} s, exit code {code}: {words} ({run.log})")
+
+  def lend(self, run):
+    """Lets a run have the teacher's samples and the reference of a finished run of the same seed."""
+    other = next((other for other in self.done if other.seed == run.seed), None)
+    if other:
+      runner.lend(other.workdir, run.workdir)
+
+  def _say(self, run, words):
+    count = f"[{len(self.done) + len(self.failed)}/{self.total}] " if run.row else ""
+    print(f"{count}{run.name}: {words}", flush=True)

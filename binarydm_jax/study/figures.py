@@ -1,0 +1,130 @@
+"""Pictures of a study: quality of each row, quality against size, training curves, samples side by side."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from matplotlib import ticker
+
+from binarydm_jax import panels, plots
+from binarydm_jax.compare import spread
+from binarydm_jax.evaluation.sample_files import open_samples
+from binarydm_jax.files import write_atomically
+from binarydm_jax.study.plan import row_workdir
+from binarydm_jax.study.results import TEACHER
+from binarydm_jax.study.rows import ROWS
+
+THEME = panels.THEMES["light"]
+COLORS = ("#0f766e", "#c2620a", "#7c4dd8", "#1d6fb8", "#b8325e", "#7b8696", "#5b7f1e", "#8a5a2b", "#333a44", "#d0a215")
+SHOWN = (TEACHER, "baseline", "binarydm_v1", "binarydm_v5")  # whose samples are shown
+GRID = 36
+
+
+def write(folder, summaries):
+  """Writes those pictures into folder/plots that the summaries have data for; returns their paths."""
+  folder, written = Path(folder), []
+
+  def save(name, content):
+    write_atomically(folder / "plots" / name, content)
+    written.append(folder / "plots" / name)
+
+  # Without a feature network there is the held-out loss alone.
+  for metric, label in (("fid", "Frechet distance"), ("heldout_loss", "held-out loss")):
+    rows = [row for row in summaries if row["metrics"][metric]]
+    students = [row for row in rows if row["name"] != TEACHER]
+    if students:
+      draw = functools.partial(_draw_rows, rows, metric, label)
+      save(f"{metric}.png", panels.draw_panel(draw, THEME, (7.5, 0.9 + 0.32 * len(rows))))
+      draw = functools.partial(_draw_sizes, students, metric, label)
+      save(f"{metric}_by_size.png", panels.draw_panel(draw, THEME, (7.5, 4.2)))
+  curves = training_curves(folder, [row for row in summaries if row["group"] == "core" and row["name"] != TEACHER])
+  if curves:
+    save("training.png", panels.draw_panel(functools.partial(_draw_curves, curves), THEME, (7.5, 4.2)))
+  if len(grids := sample_grids(folder, summaries)) > 1:
+    save("samples.png", plots.png_bytes(plots.side_by_side(grids)))
+  return written
+
+
+def _error(metric):
+  return 0.0 if metric["std"] is None else metric["std"]
+
+
+def _draw_rows(rows, metric, label, axes, theme):
+  """A line for each row, in the order of the table: a dot for each seed, mean and standard deviation."""
+  for place, row in enumerate(rows):
+    found = row["metrics"][metric]
+    color = theme["teacher" if row["bits"] == "32/32" else "student"]
+    axes.plot(found["values"], [place] * len(found["values"]), "o", color=color, alpha=0.35, markersize=3.5)
+    axes.errorbar(found["mean"], place, xerr=_error(found), fmt="o", color=color, markersize=5.5, capsize=3)
+  axes.set_yticks(range(len(rows)), [f"{row['label']}  W{row['bits'].replace('/', 'A')}" for row in rows])
+  axes.set_ylim(len(rows) - 0.4, -0.6)
+  axes.set_xlabel(f"{label}; lower is better")
+
+
+def _draw_sizes(rows, metric, label, axes, theme):
+  """Size of the packed file's weights in MiB, logarithmic, against quality; rows that stand together share a colour."""
+  groups = list(dict.fromkeys(row["group"] for row in rows))
+  for row in rows:
+    found, color = row["metrics"][metric], COLORS[groups.index(row["group"]) % len(COLORS)]
+    mib = row["size_bytes"] / 2**20
+    axes.errorbar(mib, found["mean"], yerr=_error(found), fmt="o", color=color, markersize=5, capsize=3)
+    if row["group"] == "core":
+      axes.annotate(row["name"], (mib, found["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=7.5,
+                    color=theme["ink"])  # fmt: skip
+  axes.set_xscale("log")
+  sizes = [row["size_bytes"] / 2**20 for row in rows]
+  axes.set_xlim(min(sizes) / 1.4, max(sizes) * 2)
+  axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+  axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+  axes.set_xlabel("MiB of packed weights")
+  axes.set_ylabel(label)
+
+
+def training_curves(folder, rows):
+  """[(label, steps int64 [n], denoising loss float64 [n])]: of each row the mean over its seeds, where all have it."""
+  found = []
+  for row in rows:
+    series = [plots.read_curves(row_workdir(folder, row["name"], seed) / "metrics.jsonl").get("student", {})
+              for seed in row["seeds"]]  # fmt: skip
+    series = [curves["simple"] for curves in series if "simple" in curves]
+    if series:
+      steps = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in series)))
+      losses = np.mean([values[np.isin(steps_of, steps)] for steps_of, values in series], axis=0)
+      found.append((row["label"], np.array(steps), losses))
+  return found
+
+
+def _draw_curves(curves, axes, theme):
+  del theme
+  for (label, steps, losses), color in zip(curves, COLORS):
+    smooth = plots.smooth(losses, max(3, len(losses) // 10)) if len(losses) >= 10 else losses
+    axes.plot(steps, smooth, color=color, linewidth=1.5, label=label)
+  values = np.concatenate([losses for *_, losses in curves])
+  panels.log_axis(axes, values.min(), values.max())
+  panels.step_axis(axes)
+  axes.set_ylabel("denoising loss in training, mean over seeds")
+
+
+def sample_grids(folder, summaries):
+  """{caption: uint8 [n, h, w, c]}: the first samples of SHOWN, of the first seed that all of them have.
+
+  Sample i of every model is drawn from the same noise.
+  """
+  rows = {row["name"]: row for row in summaries if row["name"] in SHOWN}
+  if len(rows) < 2 or TEACHER not in rows:
+    return {}
+  seeds = set.intersection(*(set(row["seeds"]) for row in rows.values()))
+  if not seeds:
+    return {}
+  seed, found = min(seeds), {}
+  student = next(row.name for row in ROWS if row.name in rows)
+  for name in SHOWN:
+    if name in rows:
+      workdir = row_workdir(folder, student if name == TEACHER else name, seed)
+      path = workdir / "samples" / ("teacher.npz" if name == TEACHER else "student.npz")
+      if path.exists():
+        fid = rows[name]["metrics"]["fid"]
+        caption = f"{name}: {spread(fid['values'])}" if fid else name
+        found[caption] = np.array(open_samples(path)[:GRID])
+  return found

@@ -1,0 +1,149 @@
+"""What a study's folder holds: one record for each finished run, then one summary for each row."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+from binarydm_jax.compare import check_protocols
+from binarydm_jax.study.plan import read_results, row_workdir, teacher_workdir
+from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
+from binarydm_jax.training.guards import run_goodput
+from binarydm_jax.workdir import read_config, read_inputs
+
+TEACHER = "teacher"
+QUALITY = ("fid", "sfid", "kid", "inception_score", "precision", "recall", "heldout_loss")
+COSTS = ("bits", "true_weight_bits", "size_bytes", "fp32_bytes", "macs", "ops")
+PROTOCOL = ("feature_network", "feature_sha256", "num_samples", "num_reference", "sampler", "steps", "spacing", "eta",
+            "clip", "guidance")  # fmt: skip
+# Of a run's config; a row may change them, the others must agree in it.
+BUDGET = ("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "ema_decay")
+# Qualities of which the share of the gap that is closed is said: lower is better.
+GAPS = ("fid", "heldout_loss")
+
+
+def collect(folder, rows=ROWS):
+  """(records, results): of the finished students of `rows`, row by row and seed by seed, and what they measured.
+
+  A record is a flat dict, a line of results.csv. The teacher's records come first, one for each sampling seed.
+
+  Raises:
+    ValueError: nothing is finished, or the runs were measured by different protocols, trained by different budgets or
+      from different teachers.
+  """
+  records, results, budgets, sampled = [], [], {}, {}
+  for row in rows:
+    for seed in _seeds(folder, row.name):
+      workdir = row_workdir(folder, row.name, seed)
+      found = read_results(workdir)
+      if found is None:
+        continue
+      results.append(found)
+      config = read_config(workdir)
+      teacher, student = found["models"]
+      records.append(_record(row.name, seed, student, workdir, config["student"]["steps"]))
+      if seed not in sampled:
+        home = next(filter(Path.is_dir, (teacher_workdir(folder, seed), teacher_workdir(folder))), None)
+        sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher"]["steps"] if home else None)
+      _add_budget(budgets, row, seed, config, read_inputs(workdir))
+  if not records:
+    raise ValueError(f"{folder} holds no finished run of a study")
+  check_protocols(results)
+  for (name, _), values in budgets.items():
+    if len(values) > 1:
+      raise ValueError(f"the runs in {folder} differ in {name}: {_differing(values)}; give another --folder")
+  return [sampled[seed] for seed in sorted(sampled)] + records, results
+
+
+def _seeds(folder, name):
+  found = (path.name.removeprefix("seed_") for path in (Path(folder) / name).glob("seed_*"))
+  return sorted(int(seed) for seed in found if seed.isdigit())
+
+
+def _record(name, seed, model, workdir, steps):
+  training = run_goodput(workdir) if workdir else None
+  return dict(
+      row=name, seed=seed, **{key: model.get(key) for key in (*QUALITY, *COSTS)}, training_steps=steps,
+      training_seconds=training and training["goodput"] * training["seconds"],
+      **{key: model.get(key) for key in PROTOCOL}, workdir=str(workdir or ""),
+  )  # fmt: skip
+
+
+def _add_budget(budgets, row, seed, config, inputs):
+  """Notes what must be equal in all rows: budgets, and for each seed the teacher."""
+  for name in BUDGET:
+    if f"student.{name}" not in row.overrides:
+      budgets.setdefault((f"student.{name}", None), {}).setdefault(config["student"][name], f"{row.name} seed {seed}")
+  if "teacher_sha256" in inputs:
+    digests = budgets.setdefault(("their teacher", seed), {})
+    digests.setdefault(inputs["teacher_sha256"][:8], f"{row.name} seed {seed}")
+
+
+def _differing(values):
+  return ", ".join(f"{value} ({example})" for value, example in values.items())
+
+
+def summarize(records, rows=ROWS):
+  """records as from `collect` -> a dict for the teacher and each row that has records, in the order of the rows.
+
+  Each has name, label, group, seeds, COSTS, and `metrics`: {name: {"mean", "std" (None for one value), "values"}} of
+  QUALITY, training_seconds, and gap_closed_NAME for NAME in GAPS: (floor - row) / (floor - ceiling) for each seed that
+  all three have.
+  """
+  by_row = {}
+  for record in records:
+    by_row.setdefault(record["row"], {})[record["seed"]] = record
+  named = [(TEACHER, "full precision teacher, as it is", "core"), *((row.name, row.label, row.group) for row in rows)]
+  summaries = []
+  for name, label, group in named:
+    found = by_row.get(name)
+    if not found:
+      continue
+    metrics = {key: _spread([record[key] for record in found.values()]) for key in (*QUALITY, "training_seconds")}
+    for key in GAPS:
+      shares = [gap_closed(found[seed][key], *(by_row.get(end, {}).get(seed, {}).get(key) for end in (FLOOR, CEILING)))
+                for seed in found]  # fmt: skip
+      metrics[f"gap_closed_{key}"] = _spread(shares)
+    costs = {key: next(iter(found.values()))[key] for key in COSTS}
+    summaries.append(dict(name=name, label=label, group=group, seeds=list(found), **costs, metrics=metrics))
+  return summaries
+
+
+def gap_closed(value, floor, ceiling):
+  """(floor - value) / (floor - ceiling); None where a value is missing or the floor is not above the ceiling."""
+  if any(x is None or not math.isfinite(x) for x in (value, floor, ceiling)) or floor <= ceiling:
+    return None
+  return (floor - value) / (floor - ceiling)
+
+
+def _spread(values):
+  """Mean and standard deviation of the values that are there; None where there are none."""
+  values = [value for value in values if value is not None]
+  if not values:
+    return None
+  std = statistics.stdev(values) if len(values) > 1 else None
+  return dict(mean=statistics.mean(values), std=std, values=values)
+
+
+def read_attempts(folder):
+  """The lines of study.jsonl, one for each process that a study has run; a line that a crash cut off is left out."""
+  try:
+    lines = (Path(folder) / "study.jsonl").read_text().splitlines()
+  except OSError:
+    return []
+  found = []
+  for line in lines:
+    try:
+      found.append(json.loads(line))
+    except json.JSONDecodeError:
+      continue
+  return found
+
+
+def wall_seconds(attempts):
+  """Seconds in which at least one process ran."""
+  total, reached = 0.0, -math.inf
+  for begun, seconds in sorted((attempt["begun"], attempt["seconds"]) for attempt in attempts):
+    total += max(0.0, begun + seconds - max(begun, reached))
+    reached = max(reached, begun + seconds)
+  return total

@@ -1,0 +1,99 @@
+"""What a study compares: each row is a method by name, as overrides of the study's config."""
+
+from typing import NamedTuple
+
+from binarydm_jax.training.methods import METHODS
+
+BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
+V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
+RIVALS = {"reactnet": "ReActNet", "insta_bnn": "INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "Q-DM", "tdq": "TDQ"}
+# The ends of the scale on which a row's share of the gap is measured.
+FLOOR, CEILING = "baseline", "full_precision"
+
+
+class Row(NamedTuple):
+  """name: of the folder of its runs. label: in tables. group: of rows shown together. overrides: of the config."""
+
+  name: str
+  label: str
+  group: str
+  overrides: dict
+
+
+def _lrm(name, label, base):
+  """A base with every kind of low-rank mimicking."""
+  rows = (
+      ("lrm", "LRM (randomized PCA, K = 4)", "randomized_pca", 4),
+      ("lrm_k2", "LRM (randomized PCA, K = 2)", "randomized_pca", 2),
+      ("lrm_k8", "LRM (randomized PCA, K = 8)", "randomized_pca", 8),
+      ("lrm_pca", "LRM (exact PCA, K = 4)", "pca", 4),
+      ("lrm_random", "LRM (random projection, K = 4)", "random", 4),
+      ("lrm_none", "plain feature MSE", "none", 4),
+  )
+  return tuple(
+      Row(f"{name}_{kind}", f"{label} + {what}", "lrm",
+          {**base, "distill.projection": projection, "distill.reduction": reduction})
+      for kind, what, projection, reduction in rows
+  )  # fmt: skip
+
+
+def _activations(name, label, base):
+  """Other bits than the config's, which are those of the core rows."""
+  return tuple(
+      Row(f"{name}_a{bits}", f"{label}, {'float' if bits == 32 else f'{bits}-bit'} activations", "activations",
+          {**base, "quant.act_bits": bits})
+      for bits in (32, 8)
+  )  # fmt: skip
+
+
+ROWS = (
+    # Trained for as many steps as every other row, so that these are not what sets it apart.
+    Row("full_precision", "full precision, trained on", "core",
+        {"method": "baseline", "quant.weights": "full_precision", "quant.act_bits": 32, "quant.edges": "float"}),
+    Row("lsq_w2", "LSQ, 2-bit weights", "core", {"method": "lsq", "quant.weight_bits": 2}),
+    Row("baseline", "baseline: one basis", "core", BASELINE),
+    Row("lmb", "LMB", "core", LMB),
+    Row("ebb", "EBB", "core", EBB),
+    Row("binarydm_v1", "BinaryDM v1: LMB + LRM + progressive", "core", V1),
+    Row("binarydm_v5", "BinaryDM v5: EBB + LRM", "core", V5),
+    *_lrm("baseline", "baseline", BASELINE),
+    *_lrm("lmb", "LMB", LMB),
+    Row("lmb_lrm_1e-2", "LMB + LRM, lambda 0.01", "lrm_weight",
+        {**LMB, "distill.projection": "randomized_pca", "distill.weight": 1e-2}),
+    Row("lmb_lrm_1e-1", "LMB + LRM, lambda 0.1", "lrm_weight",
+        {**LMB, "distill.projection": "randomized_pca", "distill.weight": 1e-1}),
+    Row("baseline_blocks", "baseline + progressive by blocks", "progressive",
+        {**BASELINE, "quant.progressive": "blocks"}),
+    Row("baseline_levels", "baseline + progressive by levels", "progressive",
+        {**BASELINE, "quant.progressive": "levels"}),
+    Row("lmb_blocks", "LMB + progressive by blocks", "progressive", {**LMB, "quant.progressive": "blocks"}),
+    Row("lmb_levels", "LMB + progressive by levels", "progressive", {**LMB, "quant.progressive": "levels"}),
+    *_activations("baseline", "baseline", BASELINE),
+    *_activations("binarydm_v1", "BinaryDM v1", V1),
+    *_activations("binarydm_v5", "BinaryDM v5", V5),
+    *(Row(name, label, "rivals", {"method": name}) for name, label in RIVALS.items() if name in METHODS),
+)  # fmt: skip
+
+GROUPS = {
+    "core": "The method and its parts",
+    "lrm": "Low-rank representation mimicking: projection and rank",
+    "lrm_weight": "Low-rank representation mimicking: its weight",
+    "progressive": "Progressive initialisation",
+    "rivals": "Other methods, one basis each",
+    "activations": "Bits of the activations, where they are not those above",
+}
+
+
+def select(text):
+  """"core", "complete", or names of rows and groups with commas -> those rows, in the order of ROWS.
+
+  Raises:
+    ValueError: a name that is neither.
+  """
+  names = {name.strip() for name in text.split(",") if name.strip()}
+  known = {row.name for row in ROWS} | set(GROUPS) | {"complete"}
+  if not names or names - known:
+    wrong = ", ".join(sorted(names - known)) or "nothing"
+    raise ValueError(f"--rows names {wrong}; there are complete, {', '.join(GROUPS)}, "
+                     f"{', '.join(row.name for row in ROWS)}")
+  return tuple(row for row in ROWS if {"complete", row.name, row.group} & names)

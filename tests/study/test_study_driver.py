@@ -1,0 +1,180 @@
+"""A study from its command to its tables: with processes that only pretend, and once, slowly, with real ones."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from binarydm_jax.preemption import EXIT_CODE
+from binarydm_jax.study import driver, plan
+from tests import tiny
+from tests.study.synthetic import make_results
+
+ROOT = Path(__file__).parents[2]
+# Copies to the run's workdir what is to be found there; or says why not.
+PRETEND = """
+import pathlib, shutil, sys
+source, workdir = map(pathlib.Path, sys.argv[1:])
+if not source.exists():
+  sys.exit("error: the disk is full")
+for path in source.iterdir():
+  shutil.copy(path, workdir / path.name) if path.is_file() else shutil.copytree(path, workdir / path.name)
+"""
+
+
+class Study:
+  """A study in a folder whose runs copy their results from another."""
+
+  def __init__(self, tmp_path, monkeypatch):
+    self.folder, self.source = tmp_path / "study", tmp_path / "source"
+    (self.source / "teacher seed 0" / "teacher" / "6").mkdir(parents=True)
+    command = lambda run: ["-c", PRETEND, str(self.source / run.name), str(run.workdir)]
+    monkeypatch.setattr(plan.Run, "command", property(command))
+    # Building is test_study_rows's; here it would only take time.
+    self.built = []
+    monkeypatch.setattr(driver, "build", lambda config, with_data: self.built.append((config.method, with_data)))
+    monkeypatch.setattr(driver, "check_teacher", lambda config: None)
+
+  def succeed(self, name, seed, fid):
+    """From now on the run of this row and seed leaves these results."""
+    (run,) = self.plan(name, (seed,))
+    source = self.source / run.name
+    source.mkdir(parents=True)
+    (source / "config.json").write_text(json.dumps(run.config.to_dict()))
+    (source / "results.json").write_text(json.dumps(make_results(run, fid, fid / 100)))
+
+  def plan(self, names, seeds):
+    rows = driver.select(names)
+    return plan.make_runs("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds)[1]
+
+  def run(self, rows="baseline,lmb", seeds=(1, 2)):
+    return driver.run_study("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds, teacher_each=False,
+                            jobs=1, environment=dict(os.environ), command="python -m study")  # fmt: skip
+
+  def attempts(self):
+    lines = (self.folder / "study.jsonl").read_text().splitlines()
+    return [(line["run"], line["exit_code"]) for line in map(json.loads, lines)]
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+  return Study(tmp_path, monkeypatch)
+
+
+def test_runs_then_continues(study, capfd):
+  """A failing run is named with its log and does not stop the others, exit code 1; run again, only it is run, exit code
+  0; a third time nothing is run at all."""
+  for name, seed, fid in (("baseline", 1, 30.0), ("baseline", 2, 32.0), ("lmb", 2, 20.0)):
+    study.succeed(name, seed, fid)
+  assert study.run() == 1
+  said, errors = capfd.readouterr()
+  lines = said.splitlines()
+  assert lines[1].startswith("[1/4] baseline seed 1: Frechet distance 30.0, held-out loss 0.3000, ")
+  log = study.folder / "lmb" / "seed_1" / "log.txt"
+  assert lines[2].startswith("[2/4] lmb seed 1: FAILED after") and lines[2].endswith(f"the disk is full ({log})")
+  assert "failed: lmb seed 1" in errors
+  assert study.built == [("binarydm_v1", True), ("baseline", False), ("lmb", False)]
+  assert study.attempts() == [("teacher seed 0", 0), ("baseline seed 1", 0), ("lmb seed 1", 1), ("baseline seed 2", 0),
+                              ("lmb seed 2", 0)]  # fmt: skip
+  assert "| LMB | 1/4 | 1.25 | 300 KiB | 2.00 M | 1 |" in (study.folder / "table.md").read_text()
+
+  study.succeed("lmb", 1, 21.0)
+  assert study.run() == 0
+  assert study.attempts()[5:] == [("lmb seed 1", 0)]
+  assert "baseline seed 1: Frechet distance 30.0, held-out loss 0.3000, finished before" in capfd.readouterr()[0]
+  assert "| LMB | 1/4 | 1.25 | 300 KiB | 2.00 M | 2 | 20.5 ± 0.7 |" in (study.folder / "table.md").read_text()
+
+  study.built.clear()
+  assert study.run() == 0 and len(study.attempts()) == 6 and not study.built
+
+
+def test_more_rows_and_seeds_are_added(study):
+  """A study grows: what is there is kept."""
+  study.succeed("baseline", 1, 30.0)
+  assert study.run("baseline", (1,)) == 0
+  study.succeed("lmb", 1, 20.0)
+  study.succeed("lmb", 3, 20.0)
+  study.succeed("baseline", 3, 20.0)
+  assert study.run("baseline,lmb", (1, 3)) == 0
+  assert study.attempts()[2:] == [("lmb seed 1", 0), ("baseline seed 3", 0), ("lmb seed 3", 0)]
+
+
+def test_no_teacher_no_students(study, capfd):
+  """Its failure ends the study with the log named."""
+  study.source.joinpath("teacher seed 0", "teacher", "6").rmdir()
+  study.source.joinpath("teacher seed 0", "teacher").rmdir()
+  study.source.joinpath("teacher seed 0").rmdir()
+  assert study.run() == 1
+  said, errors = capfd.readouterr()
+  assert said.startswith("teacher seed 0: FAILED") and "error: without its teacher" in errors
+  assert study.attempts() == [("teacher seed 0", 1)]
+
+
+def test_a_process_without_results_has_failed(study, capfd):
+  """Exit code 0 is not enough."""
+  (study.source / "baseline seed 1").mkdir()
+  assert study.run("baseline", (1,)) == 1
+  assert "FAILED after 0 s, exit code 0: it has left no results.json" in capfd.readouterr()[0]
+
+
+def test_stopped(study, tmp_path, capfd, monkeypatch):
+  """Exit code 75, and the table of what is finished."""
+  study.succeed("baseline", 1, 30.0)
+  command = plan.Run.command.fget
+  stop = ["-c", f"import sys; sys.exit({EXIT_CODE})"]
+  monkeypatch.setattr(plan.Run, "command", property(lambda run: stop if run.seed == 2 else command(run)))
+  assert study.run("baseline") == EXIT_CODE
+  said, errors = capfd.readouterr()
+  assert "[1/2] baseline seed 2: stopped after" in said and "the same command goes on" in errors
+  assert "| baseline: one basis | 1/4 |" in (study.folder / "table.md").read_text()
+
+
+def test_a_wrong_config_is_named_before_anything_runs(study, monkeypatch):
+  def build(config, with_data):
+    if config.method == "lmb":
+      raise ValueError("quant.act_bits is wrong")
+
+  monkeypatch.setattr(driver, "build", build)
+  with pytest.raises(ValueError, match="lmb seed 1: quant.act_bits is wrong"):
+    study.run()
+  assert not study.folder.exists()
+
+
+def command(*arguments):
+  return subprocess.run(
+      [sys.executable, "-m", "binarydm_jax.study", *arguments], cwd=ROOT, capture_output=True, text=True,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"}, timeout=1800,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--rows=nothing"], "--rows names nothing; there are complete, core"),
+    (["--seeds=1,x"], "--seeds=1,x: give different whole numbers"),
+    (["--table"], "holds no finished run of a study"),
+])
+def test_errors_are_one_line(tmp_path, arguments, words):
+  """Of the command itself."""
+  done = command("--config=tests/tiny.py", f"--folder={tmp_path}", *arguments)
+  assert done.returncode == 1 and words in done.stderr.splitlines()[-1]
+  assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.slow
+def test_a_small_study(tmp_path):
+  """Real runs: two rows, two seeds, two at a time; the share of the gap is filled in; the second start runs nothing."""
+  arguments = ("--config=tests/tiny.py", f"--folder={tmp_path}", "--rows=full_precision,baseline,binarydm_v5",
+               "--seeds=1,2", "--jobs=2", "--config.student.steps=4")  # fmt: skip
+  done = command(*arguments)
+  assert done.returncode == 0, done.stdout + done.stderr
+  rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+  assert list(rows) == ["teacher", "full_precision", "baseline", "binarydm_v5"]
+  assert rows["full_precision"]["bits"] == "32/32" and rows["baseline"]["bits"] == "1/4"
+  for row in rows.values():
+    assert row["seeds"] == [1, 2] and row["metrics"]["fid"]["std"] > 0
+  assert rows["baseline"]["metrics"]["training_seconds"]["mean"] > 0
+  attempts = (tmp_path / "study.jsonl").read_text()
+  assert command(*arguments).returncode == 0
+  assert (tmp_path / "study.jsonl").read_text() == attempts
