@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from binarydm_jax.training.methods import METHODS
-
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
 RIVALS = {"reactnet": "ReActNet", "insta_bnn": "INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "Q-DM", "tdq": "TDQ"}
@@ -71,7 +69,7 @@ ROWS = (
     *_activations("baseline", "baseline", BASELINE),
     *_activations("binarydm_v1", "BinaryDM v1", V1),
     *_activations("binarydm_v5", "BinaryDM v5", V5),
-    *(Row(name, label, "rivals", {"method": name}) for name, label in RIVALS.items() if name in METHODS),
+    *(Row(name, label, "rivals", {"method": name}) for name, label in RIVALS.items()),
 )  # fmt: skip
 
 GROUPS = {

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from binarydm_jax.evaluation import classifier, features, train_classifier
+from binarydm_jax.data import open_source
+from binarydm_jax.evaluation import classifier, features, reference, train_classifier
+from binarydm_jax.evaluation.samples import evaluate_samples
 from binarydm_jax.training.validation import check_features, load_features
 from configs import base
 
@@ -64,11 +66,10 @@ def test_features_are_the_layer_before_the_classes(made):
 
 @pytest.mark.slow
 def test_same_command_same_file(made, tmp_path):
-  """Digest and bytes; another number of steps is another network."""
+  """Digest and bytes."""
   path, _, sha256, data = made
   assert train_classifier.make(data, tmp_path / "again.safetensors", 30, 32)[1] == sha256
   assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
-  assert train_classifier.make(data, tmp_path / "again.safetensors", 29, 32)[1] != sha256
 
 
 def test_mirror():
@@ -88,6 +89,23 @@ def test_augment_shifts_by_at_most_a_pixel():
   distance = np.abs(shifts - np.asarray(train_classifier.augment(jax.random.key(2), images))).max(axis=(2, 3, 4))
   assert distance.min(axis=0).max() < 6 * train_classifier.NOISE_STDDEV
   assert len(set(distance.argmin(axis=0))) > 4
+
+
+def test_distance_under_it_orders_images(made):
+  """Samples like the training images are nearer than one kind alone, and than noise; the network's digest stands beside
+  the figures."""
+  network = features.load("classifier", made[0])
+  data = made[3]
+  source = open_source(data.source, image_size=SIZE, channels=3, split="train")
+  measured = reference.compute(network, source)
+  rng = np.random.default_rng(4)
+  images, labels = two_kinds(200, rng)
+  noise = rng.integers(0, 256, images.shape).astype(np.uint8)
+  found = [evaluate_samples(network, [batch], measured) for batch in (images, images[labels == 0], noise)]
+  like, half, none = (result["fid"] for result in found)
+  assert 0 < like < min(half, none)
+  assert found[0]["feature_network"] == "classifier" and found[0]["feature_sha256"] == made[2]
+  assert found[0]["sfid"] is None and found[0]["precision"] > found[2]["precision"]
 
 
 def test_config_takes_it(made):
