@@ -11,7 +11,7 @@ from binarydm_jax.training.problem import build
 
 ROOT = Path(__file__).parents[1]
 TABLE = re.findall(
-  r"^\| `configs/(\w+)\.py`.* \| ([\d,]+) \| .* \| ([\d.]+) MiB \| ([\d.]+) MiB \| ([\d.]+) G \| ([\d.]+) G \|$",
+  r"^\| `configs/(\w+)\.py`.* \| ([\d,]+) \| ([\d.]+) MiB \| ([\d.]+) MiB \| ([\d.]+) G \| ([\d.]+) G \|$",
   (ROOT / "README.md").read_text(),
   re.MULTILINE,
 )

@@ -152,6 +152,7 @@ def test_training_fields_are_locked_and_others_are_not(run):
   assert json.loads((workdir / "info.json").read_text())["params"] > 1000
 
 
+@pytest.mark.slow
 def test_teacher_of_another_run(run, tmp_path):
   """teacher.checkpoint takes a run's teacher; another network, or no run, is refused by name."""
   _, workdir = run
@@ -173,6 +174,7 @@ def test_compare_reads_finished_runs(run, capsys):
   assert "| binarydm_v1 | 1 | 1/4 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_a_message_and_keeps_the_checkpoint(tmp_path):
   """A learning rate that makes the loss infinite: one line, and the last good checkpoint stays."""
   config = tiny.get_config(**{"teacher.learning_rate": 1e30, "teacher.warmup_steps": 2, "teacher.clip_norm": 0.0,
@@ -184,6 +186,7 @@ def test_divergence_stops_with_a_message_and_keeps_the_checkpoint(tmp_path):
     main.run(config, str(tmp_path), "binarize")
 
 
+@pytest.mark.slow
 def test_the_host_waits_at_log_steps_only(tmp_path, monkeypatch):
   """Between log steps nothing is read back from the device; a grid of samples is drawn when asked for."""
   calls, real = [], jax.device_get

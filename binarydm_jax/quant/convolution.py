@@ -34,6 +34,9 @@ def convolve(x, kernel, stride, padding):
   )
   if jax.default_backend() != "cpu":
     return _convolve(x, kernel, stride, padding)
+  if any(max(pads) >= k for pads, k in zip(padding, (height, width))):
+    # The input's gradient would have negative padding, for which XLA's convolution on CPUs is wrong (jax 0.10).
+    x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), ((0, 0), (0, 0))
   if height == width == 1 and padding == ((0, 0), (0, 0)):
     return _pointwise(x[:, ::stride, ::stride], kernel)
   if rows * columns <= PATCHES_UP_TO:

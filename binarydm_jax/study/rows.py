@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
-RIVALS = {"reactnet": "ReActNet", "insta_bnn": "INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "Q-DM", "tdq": "TDQ"}
+RIVALS = {
+    "reactnet": "ReActNet", "insta_bnn": "like INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "like Q-DM", "tdq": "TDQ",
+}  # fmt: skip
 # The ends of the scale on which a row's share of the gap is measured.
 FLOOR, CEILING = "baseline", "full_precision"
 

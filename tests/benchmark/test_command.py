@@ -23,6 +23,7 @@ def test_forward(problem):
   assert row["batch_size"] == 1 and row["first_seconds"] > 0 and row["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_train(problem):
   """A step with finite losses; memory: teacher, weights, averages and both moments are held, four bytes a weight."""
   row, *others = train.run(problem, 1)

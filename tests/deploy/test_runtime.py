@@ -23,7 +23,7 @@ def inputs(made, batch=4):
 
 
 @pytest.mark.parametrize("name", ["lmb a4", "lsq3 a8 conditional", "lmb conditional, scale and shift",
-                                  "cross-attention", "deeper"])
+                                  "cross-attention", pytest.param("deeper", marks=pytest.mark.slow)])
 def test_agrees_with_the_trained_student(name, tmp_path):
   """Integers against the training graph: the share of flipped activation codes and the error of the prediction."""
   made = student(**{**MODELS, "deeper": DEEPER}[name])

@@ -127,6 +127,7 @@ def run_selftest(command):
   return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_sanitizers(tmp_path):
   """No access outside of an array, no undefined behaviour, on every path that runs here, with threads."""
   sanitize = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
