@@ -209,6 +209,7 @@ def plot(rows, path):
     labels = [f"{row['kernel']} at {row['input']}" for row in layers]
     axes.set_yticks(np.arange(len(layers)) + 0.4, labels, fontsize=6)
     axes.invert_yaxis()
+    axes.set_xlim(0, 1.4 * max(row[f"{name}_ms"] for row in layers for name in series))  # room for the legend
     axes.set_xlabel("milliseconds, batch 1")
 
   write_atomically(path, draw_panel(draw, THEMES["light"]))
