@@ -25,6 +25,15 @@ def test_card():
   assert any(layer["weights"] in ("one_basis", "multi_basis") for layer in model.description["layers"].values())
 
 
+def test_integers_agree_with_floats():
+  """Of 32 predictions nearly all differ by rounding alone; a tie that falls the other way may change a few."""
+  rng = np.random.default_rng(0)
+  x, t = rng.normal(size=(32, 8, 8, 1)).astype(np.float32), np.arange(32) * 30
+  integers, floats = (np.asarray(load(SHIPPED, backend)(x, t)).reshape(32, -1) for backend in ("xla", "float"))
+  errors = np.linalg.norm(integers - floats, axis=1) / np.linalg.norm(floats, axis=1)
+  assert np.median(errors) < 1e-5 and np.mean(errors > 1e-4) < 0.2
+
+
 def test_a_first_minute(tmp_path):
   """One command without config, data or training: a grid, and as many images as asked for."""
   environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

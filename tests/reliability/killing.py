@@ -64,7 +64,7 @@ class Run:
     if self.group.poll() is not None:
       return "finished"
     stage = "student" if (self.workdir / "student").exists() else "teacher"
-    if list((self.workdir / stage).glob("*tmp*")):
+    if set((self.workdir / stage).glob("*tmp*")) - self.left:
       return "saving"
     if (self.workdir / "student" / str(CHANGES["student.steps"])).exists():
       return "evaluation"
@@ -87,6 +87,7 @@ class Run:
   def run_until(self, phase, rng, deadline):
     """Starts, and waits for a random time after the phase was first seen; False if the run ended before."""
     sessions = self.workdir / "sessions.jsonl"
+    self.left = set(self.workdir.glob("*/*tmp*"))  # by processes that were killed while they saved
     self.begun_with = sessions.read_text().count("\n") if sessions.exists() else 0
     self.start(tempfile.mkdtemp(prefix="killed_cache_") if phase == "compilation" else None)
     seen = None
