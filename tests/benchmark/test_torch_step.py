@@ -11,6 +11,7 @@ from binarydm_jax.training.problem import build
 from binarydm_jax.training.step import draw
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # a minute of compilation
 torch = pytest.importorskip("torch")
 from binarydm_jax.benchmark.torch_train import TorchStep  # noqa: E402
 

@@ -14,6 +14,7 @@ from binarydm_jax.evaluation.samples import evaluate_samples
 from binarydm_jax.training.validation import check_features, load_features
 from configs import base
 
+pytestmark = pytest.mark.slow  # a minute of compilation
 SIZE = 8
 
 
@@ -64,7 +65,6 @@ def test_features_are_the_layer_before_the_classes(made):
   assert outputs.features.min() < 0 < outputs.features.max()
 
 
-@pytest.mark.slow
 def test_same_command_same_file(made, tmp_path):
   """Digest and bytes."""
   path, _, sha256, data = made

@@ -33,6 +33,7 @@ def gradient(model):
   return jax.jit(jax.value_and_grad(loss))
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradient_in_less_memory(student):
   """Values and gradients equal; what the forward pass keeps for the gradient is smaller, also in bfloat16.
 
