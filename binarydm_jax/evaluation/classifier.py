@@ -59,9 +59,8 @@ def write_weights(path, params, metadata) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def read_metadata(path):
-  """What `write_weights` was given; {} where a safetensors file says nothing of the kind."""
-  content = pathlib.Path(path).read_bytes()
+def read_metadata(content):
+  """What `write_weights` was given, from the bytes of its file; {} where they say nothing of the kind."""
   size = int.from_bytes(content[:8], "little")
   return json.loads(json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(METADATA, "{}"))
 
@@ -78,7 +77,7 @@ def read(path):
   content = path.read_bytes()
   try:
     tensors = load_safetensors(content)
-    metadata = read_metadata(path)
+    metadata = read_metadata(content)
   except (SafetensorError, ValueError, AttributeError) as error:
     raise ValueError(f"evaluation.classifier: {str(path)!r} is not a safetensors file ({error})") from None
   try:

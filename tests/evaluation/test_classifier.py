@@ -43,7 +43,7 @@ def test_it_learns_and_says_how_well(made):
   path, metadata, sha256, _ = made
   assert metadata["test_accuracy"] >= 0.9 and metadata["training_loss"] < 0.6
   assert (metadata["train_images"], metadata["test_images"], metadata["num_classes"]) == (180, 20, 2)
-  assert classifier.read_metadata(path) == json.loads(json.dumps(metadata))
+  assert classifier.read_metadata(path.read_bytes()) == json.loads(json.dumps(metadata))
   network = features.load("classifier", path)
   images, labels = two_kinds(60, np.random.default_rng(1))
   assert train_classifier.accuracy(network, images, labels) >= 0.9
@@ -136,7 +136,7 @@ def damaged(made, tmp_path, how):
   """A file that is not what it should be."""
   path = tmp_path / "wrong.safetensors"
   network = features.load("classifier", made[0])
-  params, metadata = dict(network.params), classifier.read_metadata(made[0])
+  params, metadata = dict(network.params), classifier.read_metadata(made[0].read_bytes())
   if how == "bytes":
     path.write_bytes(made[0].read_bytes()[:-4])
     return path
