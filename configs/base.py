@@ -118,6 +118,7 @@ def get_config():
           interval=1,  # iterations a ring of progressive initialisation
           tau=9e-2,  # weight of the loss that shrinks EBB's second basis
           transition=0.5,  # part of the steps after which EBB's second basis is gone
+          fade=0.0,  # part of the steps, the last before the transition, in which it falls to nothing; 0: all at once
           learning_rate_factor=1.0,  # of scales, steps and all else that quantization adds, over the weights'
       )
   )

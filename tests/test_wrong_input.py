@@ -40,6 +40,7 @@ CASES = {
   "workers": ({"data.workers": -1}, r"data.workers is -1; it must be at least 0"),
   "batch size": ({"student.batch_size": 0}, r"student.batch_size is 0; it must be at least 1"),
   "transition": ({"quant.transition": 1.5}, r"quant.transition is 1.5; it must lie between 0 and 1"),
+  "fade": ({"method": "ebb", "quant.fade": 0.6}, r"quant.fade 0.6 begins before the first step"),
   "transition at the end": ({"method": "ebb", "quant.transition": 1.0}, r"quant.transition 1.0 keeps the second basis"),
   "rings beyond the end": ({"quant.interval": 2}, r"quant.interval 2 lets the last ring begin at step 10, .* is 6"),
   "seed": ({"seed": -1}, r"seed is -1; it must lie in 0"),

@@ -12,7 +12,8 @@ def unfinished(table, variables, gates, block_names, layers):
   """(rules as deployed, variables for `packed.export`, names of the blocks that are still in float).
 
   Blocks that progressive initialisation has not reached are float layers, attention's products too as long as it
-  waits; an evolving second basis stays while it lives. What such layers do not use is left out of "quant".
+  waits; an evolving second basis stays while it lives, at the strength that it has. What such layers do not use is left
+  out of "quant".
 
   Args:
     table: path -> LayerRule that the student trains with.
@@ -31,6 +32,9 @@ def unfinished(table, variables, gates, block_names, layers):
   off = {layer.path for layer in layers
          if layer.block in waiting or (layer.kind == "matmul" and not gates.attention)}
   deployed = {path: LayerRule() if path in off else rule for path, rule in deployed.items()}
-  learned = flax.traverse_util.flatten_dict(variables["quant"], sep="/")
-  learned = {name: value for name, value in learned.items() if name.rpartition("/")[0] not in off}
+  learned = {}
+  for name, value in flax.traverse_util.flatten_dict(variables["quant"], sep="/").items():
+    path, _, leaf = name.rpartition("/")
+    if path not in off:
+      learned[name] = value * gates.second if leaf == "scale2" and table[path].weights == "evolving" else value
   return deployed, {**variables, "quant": flax.traverse_util.unflatten_dict(learned, sep="/")}, waiting

@@ -12,7 +12,8 @@ class LayerGate:
   Attributes:
     on: scalar, 1 once the layer is quantized (progressive initialisation), else 0; None: quantized.
     attention: scalar, 1 once attention's q, k, softmax and v are quantized, else 0; None as well where `on` is.
-    second: scalar, what is left of an evolving second basis: 1 before the transition of EBB, 0 after it; None: all.
+    second: scalar, what is left of an evolving second basis: from 1 before the transition of EBB to 0 after it; None:
+      all.
     timesteps: [batch], from 0 to num_timesteps - 1, for rules that depend on them (`LayerRule.timed`), else None.
   """
 
@@ -29,7 +30,7 @@ class Gates:
   Attributes:
     blocks: [M], 1 for the blocks that are binarized.
     attention: scalar, 1 once attention's activations are quantized.
-    second: scalar, 1 while an evolving second basis lives.
+    second: scalar, from 1 to 0, what is left of an evolving second basis.
   """
 
   blocks: jax.Array
@@ -63,7 +64,7 @@ def progressive_rings(order, resolutions):
   raise ValueError(f"progressive order {order!r} is not one of none, blocks, levels")
 
 
-def gates_at(step, rings, interval=1, transition=None):
+def gates_at(step, rings, interval=1, transition=None, fade=0):
   """The gates of training step `step` (0 is the first).
 
   Args:
@@ -71,10 +72,13 @@ def gates_at(step, rings, interval=1, transition=None):
     rings: from `progressive_rings`.
     interval: steps a ring.
     transition: step from which an evolving second basis is gone; None keeps it.
+    fade: steps before the transition in which its share falls linearly from 1 to 0; 0 is the paper's, all at once.
   """
   rings = jnp.asarray(rings)
   last = jnp.max(rings)
   # Attention's activation quantizers are one ring of their own, after the last block; with one ring they wait for none.
   attention = step >= jnp.where(last > 0, last + 1, 0) * interval
-  second = jnp.float32(1.0) if transition is None else (step < transition).astype(jnp.float32)
+  second = jnp.float32(1.0)
+  if transition is not None:
+    second = jnp.clip((transition - step) / max(fade, 1), 0, 1).astype(jnp.float32)
   return Gates((step >= rings * interval).astype(jnp.float32), attention.astype(jnp.float32), second)

@@ -95,6 +95,7 @@ FRACTIONS = (
   "data.holdout",
   "model.dropout",
   "quant.transition",
+  "quant.fade",
   "sample.eta",
   "sample.dynamic_threshold",
   "student.ema_decay",

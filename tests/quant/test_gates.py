@@ -61,6 +61,12 @@ def test_second_basis_is_gone_from_the_transition_on():
   assert _gates(10**6, (0,)).second == 1
 
 
+def test_second_basis_fades_before_the_transition():
+  """Ten steps before it the share begins to fall, by a tenth a step."""
+  shares = [float(_gates(step, (0,), 1, 100, 10).second) for step in (0, 90, 91, 95, 99, 100, 200)]
+  np.testing.assert_allclose(shares, [1, 1, 0.9, 0.5, 0.1, 0, 0], rtol=1e-6)
+
+
 def test_layer_gate_is_the_block_of_that_number():
   gates = _gates(1, (2, 1, 0), 1, 1)
   assert [float(gates.layer(i).on) for i in range(3)] == [0, 1, 1]
