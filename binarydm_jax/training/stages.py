@@ -131,15 +131,20 @@ def _run(problem, stage, workdir, mesh, model, make_begin, make_step):
     checkpoints.close()
 
 
-def _train_step(problem, stage, terms, weights, model, stream, state, frozen):
+def _key(problem, stream, mesh):
+  """The data of the key of a stage's steps, as `make_train_step` takes it."""
+  return sharding.put_replicated(jax.random.key_data(run_key(problem, stream)), mesh)
+
+
+def _train_step(problem, stage, terms, weights, model, state, frozen):
   config = problem.config
   optimizer, learning_rate = stage_optimizer(problem, stage)
   examples_of = functools.partial(
       make_examples, model, problem.schedule, config.diffusion.target, config[stage].label_dropout
   )
   return make_train_step(
-      terms, examples_of, weights, optimizer, learning_rate, config[stage].ema_decay, run_key(problem, stream), state,
-      frozen, accumulate=config.compute.accumulate, skip=config.guard.non_finite == "skip",
+      terms, examples_of, weights, optimizer, learning_rate, config[stage].ema_decay, state, frozen,
+      accumulate=config.compute.accumulate, skip=config.guard.non_finite == "skip",
   )  # fmt: skip
 
 
@@ -148,16 +153,17 @@ def pretrain(problem, workdir, mesh=None):
   mesh = mesh or sharding.config_mesh(problem.config.mesh)
 
   def begin(found):
+    frozen = {"key": _key(problem, TEACHER, mesh)}
     if found:
-      return _begin(*found), {}
+      return _begin(*found), frozen
     # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
     variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
     optimizer, _ = stage_optimizer(problem, "teacher")
-    return Begin(0, _state_on_mesh(problem, sharding.put_replicated(variables, mesh), optimizer, mesh)), {}
+    return Begin(0, _state_on_mesh(problem, sharding.put_replicated(variables, mesh), optimizer, mesh)), frozen
 
   def step(state, frozen):
     terms = teacher_terms(problem.teacher, problem.config.diffusion.loss)
-    return _train_step(problem, "teacher", terms, {"simple": 1.0}, problem.teacher, TEACHER, state, frozen)
+    return _train_step(problem, "teacher", terms, {"simple": 1.0}, problem.teacher, state, frozen)
 
   return _run(problem, "teacher", workdir, mesh, problem.teacher, begin, step)
 
@@ -212,7 +218,7 @@ def _frozen(problem, teacher_params, projections, mesh):
   """What the student's step is given and does not train; no teacher where nothing is distilled."""
   needed = problem.distil or problem.mimic
   teacher = sharding.put(teacher_params, _shardings(problem, teacher_params, mesh)) if needed else ()
-  return {"teacher": teacher, "projections": projections}
+  return {"teacher": teacher, "projections": projections, "key": _key(problem, STUDENT, mesh)}
 
 
 def student_train_step(problem, state, frozen):
@@ -225,7 +231,7 @@ def student_train_step(problem, state, frozen):
   weights = {
     "simple": 1.0, "lrm": config.distill.weight, "nem": config.distill.prediction_weight, "ebb": config.quant.tau,
   }  # fmt: skip
-  return _train_step(problem, "student", terms, weights, problem.student, STUDENT, state, frozen)
+  return _train_step(problem, "student", terms, weights, problem.student, state, frozen)
 
 
 def binarize(problem, workdir, get_teacher, mesh=None):

@@ -103,7 +103,7 @@ def student_terms(model, teacher, table, loss, gates_fn, distil, mimic):
     mimic: whether "nem" is, the mean squared difference of the teacher's and the student's predictions
       (noise-estimating mimicking of Q-DM, Li et al. 2023). Without either the teacher is not run.
   Returns:
-    terms(variables, frozen, examples, step); frozen is {"teacher": params, "projections": tuple}.
+    terms(variables, frozen, examples, step); of frozen it takes {"teacher": params, "projections": tuple}.
   """
 
   def terms(variables, frozen, examples, step):
@@ -131,7 +131,7 @@ def student_terms(model, teacher, table, loss, gates_fn, distil, mimic):
 
 
 def make_train_step(
-  terms, examples_of, weights, optimizer, learning_rate, ema_decay, base_key, state, frozen, *, accumulate=1, skip=False
+  terms, examples_of, weights, optimizer, learning_rate, ema_decay, state, frozen, *, accumulate=1, skip=False
 ):
   """One compiled step: losses, gradients, optimizer, EMA. The state is donated.
 
@@ -141,8 +141,9 @@ def make_train_step(
     weights: name -> weight of each loss term.
     optimizer, learning_rate: from `make_optimizer`.
     ema_decay: warmed up as min(decay, (1 + n) / (10 + n)).
-    base_key: of the run; the step's randomness is `fold_in(base_key, step)`.
     state, frozen: what the step will be given (or abstract): their shardings say how the work is shared out.
+      `frozen["key"]`, the data of the run's key, is an argument and not a constant so that runs by other seeds find the
+      compiled program; the step's randomness is `fold_in(key, step)`.
     accumulate: see `make_gradient`.
     skip: what a loss or a gradient that is not finite does. True: the update is left out, and training goes on; False:
       the state stays as it is from then on, without asking the host.
@@ -162,7 +163,8 @@ def make_train_step(
   gradient_of = make_gradient(loss_fn, mesh, *specs, accumulate)
 
   def train_step(state, frozen, batch):
-    examples = examples_of(batch, jax.random.fold_in(base_key, state.step))
+    key = jax.random.wrap_key_data(frozen["key"])
+    examples = examples_of(batch, jax.random.fold_in(key, state.step))
     examples = jax.lax.with_sharding_constraint(examples, rows)
     gradients, metrics = gradient_of(state.variables, frozen, examples, state.step)
     norm = optax.tree.norm(gradients)

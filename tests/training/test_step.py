@@ -87,6 +87,21 @@ def test_ebb_transition_removes_the_second_basis_in_one_compilation():
   np.testing.assert_array_equal(predict(state.variables), predict(spoilt))
 
 
+def test_seeds_share_a_program(baseline):
+  """The seed is data: a run by another finds the compiled step in the cache."""
+  texts, keys = [], []
+  for seed in (0, 1):
+    problem = build(tiny.get_config(**{"model.channel_mult": (1,), "method": "baseline", "seed": seed}))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    _, _, _, state, _ = baseline
+    frozen = stages._frozen(problem, None, (), mesh)
+    batch = next(feed.network_batches(problem, "student", mesh, 0))
+    step = stages.student_train_step(problem, state, frozen)
+    texts.append(step.lower(state, frozen, batch).as_text())
+    keys.append(frozen["key"].tolist())
+  assert texts[0] == texts[1] and keys[0] != keys[1]
+
+
 def test_ebb_regularizer_by_hand():
   """The mean over layers of mean |s2|, not the mean over channels."""
   scales = [jnp.array([1.0, -3.0]), jnp.array([4.0])]
@@ -126,12 +141,17 @@ def quadratic_terms(variables, frozen, rows, step):
   return {"simple": jnp.sum(w**2) + jnp.sum(rows.mean(0) * w)}, {}
 
 
+def quadratic_frozen():
+  """What a step is given that it does not train: the run's key."""
+  return sharding.put_replicated({"key": jax.random.key_data(jax.random.key(0))}, sharding.make_mesh(jax.devices()[:1]))
+
+
 def quadratic_step(optimizer, rate, ema_decay, params, **options):
   """(train_step, state) of `quadratic_terms` on one device; a batch is an array [rows, 2]."""
   state = sharding.put_replicated(create_state({"params": params}, optimizer), sharding.make_mesh(jax.devices()[:1]))
   rows_of = lambda batch, key: batch
   step = make_train_step(
-      quadratic_terms, rows_of, {"simple": 1.0}, optimizer, rate, ema_decay, jax.random.key(0), state, {}, **options
+      quadratic_terms, rows_of, {"simple": 1.0}, optimizer, rate, ema_decay, state, quadratic_frozen(), **options
   )
   return step, state
 
@@ -141,7 +161,7 @@ def test_first_step_by_hand():
   optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.5, clip_norm=0.0)
   params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([1.0])}
   step, state = quadratic_step(optimizer, rate, 0.9999, params)
-  state, metrics = step(state, {}, jnp.zeros((1, 2)))
+  state, metrics = step(state, quadratic_frozen(), jnp.zeros((1, 2)))
   new = np.array([1.0 - 0.1 * 1 - 0.1 * 0.5 * 1.0, -2.0 + 0.1 * 1 + 0.1 * 0.5 * 2.0])
   np.testing.assert_allclose(state.variables["params"]["kernel"], new, rtol=1e-5)
   np.testing.assert_allclose(state.ema["params"]["kernel"], 0.1 * np.array([1.0, -2.0]) + 0.9 * new, rtol=1e-5)
@@ -188,10 +208,10 @@ def test_non_finite_values_freeze_the_state():
   """From the first NaN on nothing changes but the flag, whatever the later batches are."""
   optimizer, rate = make_optimizer(10, 0.1, 0, weight_decay=0.0, clip_norm=0.0)
   step, state = quadratic_step(optimizer, rate, 0.99, {"kernel": jnp.array([1.0, -2.0])})
-  state, _ = step(state, {}, ZERO)
+  state, _ = step(state, quadratic_frozen(), ZERO)
   good = jax.device_get(state)
   for batch in (NAN, ZERO):
-    state, _ = step(state, {}, batch)
+    state, _ = step(state, quadratic_frozen(), batch)
     assert not bool(state.ok) and int(state.step) == 1
     frozen = jax.device_get(state)
     chex.assert_trees_all_equal(frozen.replace(ok=good.ok), good)
@@ -204,7 +224,7 @@ def test_non_finite_values_are_skipped_and_counted():
   for batches in ((ZERO, NAN, NAN, ZERO), (ZERO, ZERO)):
     step, state = quadratic_step(optimizer, rate, 0.0, {"kernel": jnp.array([1.0, -2.0])}, skip=True)
     for batch in batches:
-      state, metrics = step(state, {}, batch)
+      state, metrics = step(state, quadratic_frozen(), batch)
     results.append(jax.device_get(state))
     rates.append(float(metrics["learning_rate"]))
   skipping, plain = results
@@ -220,7 +240,7 @@ def test_gradient_accumulation_by_hand():
   rows = jnp.arange(12.0).reshape(6, 2)
   for parts in (1, 3):
     step, state = quadratic_step(optimizer, rate, 0.0, {"kernel": jnp.array([1.0, -2.0])}, accumulate=parts)
-    _, metrics = step(state, {}, rows)
+    _, metrics = step(state, quadratic_frozen(), rows)
     np.testing.assert_allclose(metrics["grad_norm"], np.hypot(2 + 5, -4 + 6), rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], 1 + 4 + 5 - 2 * 6, rtol=1e-6)
 
