@@ -16,22 +16,25 @@ for ((id = 0; id < count; id++)); do
   pids+=($!)
 done
 code=0
-for ((left = count; left > 0; left--)); do
-  wait -n -p ended "${pids[@]}"
-  status=$?
-  # A signal to this script interrupts the wait, and nobody has ended yet.
-  while [ -z "${ended:-}" ]; do wait -n -p ended "${pids[@]}"; status=$?; done
-  remaining=()
-  for pid in "${pids[@]}"; do [ "$pid" = "$ended" ] || remaining+=("$pid"); done
-  pids=("${remaining[@]}")
-  if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
-    code=$status
-    # 75: stopped by a signal, as the others are going to be; anything else leaves them waiting for the one that failed.
-    if [ "$status" -ne 75 ] && [ "${#pids[@]}" -gt 0 ]; then
-      sleep 5
-      kill -KILL "${pids[@]}" 2>/dev/null
+while [ "${#pids[@]}" -gt 0 ]; do
+  # Not `wait -n`: of processes that end together it knows the first and has no such job as the others.
+  sleep 0.2
+  remaining=() failed=0
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      remaining+=("$pid")
+      continue
     fi
+    wait "$pid"
+    status=$?
+    [ "$status" -ne 0 ] && [ "$code" -eq 0 ] && code=$status
+    # 75: stopped by a signal, as the others are going to be; anything else leaves them waiting for the one that failed.
+    [ "$status" -ne 0 ] && [ "$status" -ne 75 ] && failed=1
+  done
+  pids=("${remaining[@]}")
+  if [ "$failed" -eq 1 ] && [ "${#pids[@]}" -gt 0 ]; then
+    sleep 5
+    kill -KILL "${pids[@]}" 2>/dev/null
   fi
-  unset ended
 done
 exit "$code"

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,36 @@ def test_tpu_pod_script_runs_one_command_on_all_workers():
 @pytest.mark.parametrize("name", ["gpu.sh", "local_cluster.sh", "slurm.sbatch", "tpu_pod.sh", "quickstart.sh"])
 def test_scripts_parse(name):
   assert subprocess.run(["bash", "-n", f"launch/{name}"], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("acts, code", [
+  (["sleep 0.4; exit 75"] * 4, 75),  # all together, as after a signal
+  (["true", "sleep 0.6"], 0),  # one after the other
+  (["sleep 0.2; exit 3", "exec sleep 60"], 3),  # the other would wait for ever
+])  # fmt: skip
+def test_local_cluster_ends_with_its_processes(acts, code, tmp_path):
+  """It answers with the first exit code that is not 0, however the processes end, and leaves none behind."""
+  command = ["launch/local_cluster.sh", str(len(acts))]
+  done = subprocess.run(command, cwd=ROOT, env=_acting(acts, tmp_path), capture_output=True, timeout=30)
+  assert done.returncode == code, done.stderr
+
+
+def test_local_cluster_passes_a_signal_on(tmp_path):
+  """SIGTERM to the script reaches both processes, and it waits for them."""
+  ready = [tmp_path / f"ready{i}" for i in range(2)]
+  acts = [f"trap 'exit 75' TERM; touch {file}; while true; do sleep 0.1; done" for file in ready]
+  cluster = subprocess.Popen(["launch/local_cluster.sh", "2"], cwd=ROOT, env=_acting(acts, tmp_path))
+  begun = time.time()
+  while not all(file.exists() for file in ready):
+    assert time.time() < begun + 30
+    time.sleep(0.02)
+  cluster.terminate()
+  assert cluster.wait(timeout=30) == 75
+
+
+def _acting(acts, tmp_path):
+  """The environment in which process i of a cluster does acts[i], a line of shell, in Python's place."""
+  python = tmp_path / "python"
+  python.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] && exec echo 1234\nname=ACT${5#*=}\neval "${!name}"\n')
+  python.chmod(0o755)
+  return {**os.environ, "PYTHON": str(python), **{f"ACT{i}": act for i, act in enumerate(acts)}}
