@@ -87,6 +87,7 @@ def test_ebb_transition_removes_the_second_basis_in_one_compilation():
   np.testing.assert_array_equal(predict(state.variables), predict(spoilt))
 
 
+@pytest.mark.slow
 def test_seeds_share_a_program(baseline):
   """The seed is data: a run by another finds the compiled step in the cache."""
   texts, keys = [], []
