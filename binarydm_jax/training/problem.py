@@ -162,7 +162,7 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
   transition = round(fields.transition * steps) if evolving else None
   if evolving and transition >= steps:
     raise ValueError(f"quant.transition {fields.transition} keeps the second basis to the last step; set it below 1")
-  if fields.fade > fields.transition:
+  if evolving and fields.fade > fields.transition:
     raise ValueError(f"quant.fade {fields.fade} begins before the first step: quant.transition is {fields.transition}")
   fade = round(fields.fade * steps)
   return functools.partial(quant.gates_at, rings=rings, interval=fields.interval, transition=transition, fade=fade)

@@ -87,6 +87,13 @@ def test_ebb_transition_removes_the_second_basis_in_one_compilation():
   np.testing.assert_array_equal(predict(state.variables), predict(spoilt))
 
 
+def test_fade_is_a_part_of_the_steps():
+  """quant.fade reaches the step's gates: of 40 steps the ten before the transition."""
+  problem = build(tiny.get_config(**{"method": "ebb", "student.steps": 40, "quant.fade": 0.25}), with_data=False)
+  shares = [float(problem.gates_fn(jnp.int32(step)).second) for step in (0, 10, 15, 19, 20)]
+  np.testing.assert_allclose(shares, [1, 1, 0.5, 0.1, 0], rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_seeds_share_a_program(baseline):
   """The seed is data: a run by another finds the compiled step in the cache."""
