@@ -24,17 +24,17 @@ def get_config():
       )
   )
   config.diffusion.update(dict(schedule="cosine"))
-  config.teacher.update(dict(steps=7000, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
-  config.student.update(dict(steps=1500, batch_size=32, learning_rate=5e-4, warmup_steps=50, ema_decay=0.995))
+  config.teacher.update(dict(steps=5000, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
+  config.student.update(dict(steps=500, batch_size=32, learning_rate=5e-4, warmup_steps=50, ema_decay=0.995))
   config.log.every = 100
   config.checkpoint.every = 500
-  config.sample.update(dict(steps=25, batch_size=250))
+  config.sample.update(dict(steps=20, batch_size=250))
   config.evaluation.update(
       dict(
-          num_samples=2000,
+          num_samples=1500,
           feature_network="classifier",
           classifier="runs/cifar16.safetensors",
-          timesteps_per_image=4,
+          timesteps_per_image=1,
       )
   )
   return config

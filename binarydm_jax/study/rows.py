@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
+STRONG_LRM, EARLY_FADE = {"distill.weight": 1e-2}, {"quant.fade": 0.25, "quant.transition": 0.25}
 RIVALS = {
     "reactnet": "ReActNet", "insta_bnn": "like INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "like Q-DM", "tdq": "TDQ",
 }  # fmt: skip
@@ -58,10 +59,14 @@ ROWS = (
     Row("binarydm_v5", "BinaryDM v5: EBB + LRM", "core", V5),
     *_lrm("baseline", "baseline", BASELINE),
     *_lrm("lmb", "LMB", LMB),
+    Row("baseline_lrm_1e-2", "baseline + LRM, lambda 0.01", "lrm_weight",
+        {**BASELINE, "distill.projection": "randomized_pca", **STRONG_LRM}),
     Row("lmb_lrm_1e-2", "LMB + LRM, lambda 0.01", "lrm_weight",
-        {**LMB, "distill.projection": "randomized_pca", "distill.weight": 1e-2}),
+        {**LMB, "distill.projection": "randomized_pca", **STRONG_LRM}),
     Row("lmb_lrm_1e-1", "LMB + LRM, lambda 0.1", "lrm_weight",
         {**LMB, "distill.projection": "randomized_pca", "distill.weight": 1e-1}),
+    Row("v5_fade_lrm_3e-2", "BinaryDM v5, EBB fading to a quarter, lambda 0.03", "lrm_weight",
+        {**V5, **EARLY_FADE, "distill.weight": 3e-2}),
     Row("baseline_blocks", "baseline + progressive by blocks", "progressive",
         {**BASELINE, "quant.progressive": "blocks"}),
     Row("baseline_levels", "baseline + progressive by levels", "progressive",
@@ -71,9 +76,12 @@ ROWS = (
     Row("ebb_early", "EBB, gone after a quarter of the steps", "transition", {**EBB, "quant.transition": 0.25}),
     Row("ebb_tau", "EBB, tau ten times", "transition", {**EBB, "quant.tau": 0.9}),
     Row("ebb_fade", "EBB, fading to the half", "transition", {**EBB, "quant.fade": 0.5}),
-    Row("ebb_early_fade", "EBB, fading to a quarter", "transition",
-        {**EBB, "quant.fade": 0.25, "quant.transition": 0.25}),
+    Row("ebb_early_fade", "EBB, fading to a quarter", "transition", {**EBB, **EARLY_FADE}),
     Row("binarydm_v5_fade", "BinaryDM v5, fading to the half", "transition", {**V5, "quant.fade": 0.5}),
+    # What the rows of lrm_weight and transition have shown to be better where there are hundreds of steps, not 200,000.
+    Row("binarydm_v1_short", "BinaryDM v1, lambda 0.01", "short", {**V1, **STRONG_LRM}),
+    Row("binarydm_v5_short", "BinaryDM v5, lambda 0.01, EBB fading to a quarter", "short",
+        {**V5, **STRONG_LRM, **EARLY_FADE}),
     *_activations("baseline", "baseline", BASELINE),
     *_activations("binarydm_v1", "BinaryDM v1", V1),
     *_activations("binarydm_v5", "BinaryDM v5", V5),
@@ -86,6 +94,7 @@ GROUPS = {
     "lrm_weight": "Low-rank representation mimicking: its weight",
     "progressive": "Progressive initialisation",
     "transition": "How EBB's second basis leaves",
+    "short": "The method, set for short runs",
     "rivals": "Other methods, one basis each",
     "activations": "Bits of the activations, where they are not those above",
 }
