@@ -5,6 +5,7 @@ from typing import NamedTuple
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
 STRONG_LRM, EARLY_FADE = {"distill.weight": 1e-2}, {"quant.fade": 0.25, "quant.transition": 0.25}
+IMITATE = {"distill.prediction": "on"}
 RIVALS = {
     "reactnet": "ReActNet", "insta_bnn": "like INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "like Q-DM", "tdq": "TDQ",
 }  # fmt: skip
@@ -82,6 +83,11 @@ ROWS = (
     Row("binarydm_v1_short", "BinaryDM v1, lambda 0.01", "short", {**V1, **STRONG_LRM}),
     Row("binarydm_v5_short", "BinaryDM v5, lambda 0.01, EBB fading to a quarter", "short",
         {**V5, **STRONG_LRM, **EARLY_FADE}),
+    Row("baseline_prediction", "baseline + prediction", "prediction", {**BASELINE, **IMITATE}),
+    Row("binarydm_v1_prediction", "BinaryDM v1, lambda 0.01, + prediction", "prediction",
+        {**V1, **STRONG_LRM, **IMITATE}),
+    Row("binarydm_v5_prediction", "BinaryDM v5, lambda 0.01, EBB fading to a quarter, + prediction", "prediction",
+        {**V5, **STRONG_LRM, **EARLY_FADE, **IMITATE}),
     *_activations("baseline", "baseline", BASELINE),
     *_activations("binarydm_v1", "BinaryDM v1", V1),
     *_activations("binarydm_v5", "BinaryDM v5", V5),
@@ -94,6 +100,7 @@ GROUPS = {
     "lrm_weight": "Low-rank representation mimicking: its weight",
     "progressive": "Progressive initialisation",
     "transition": "How EBB's second basis leaves",
+    "prediction": "The teacher's predictions imitated as well (noise-estimating mimicking, of Q-DM)",
     "short": "The method, set for short runs",
     "rivals": "Other methods, one basis each",
     "activations": "Bits of the activations, where they are not those above",
