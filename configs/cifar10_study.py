@@ -1,7 +1,8 @@
-"""CIFAR-10 at 16 x 16 on a two-core CPU: real photographs, W1A4, a network small enough to compare many methods.
+r"""CIFAR-10 at 16 x 16 on a two-core CPU: real photographs, W1A4, a network small enough to compare many methods.
 
   python -m binarydm_jax.study.prepare_cifar cifar10_train_jpeg.npz runs/cifar16.npz --size=16
-  python -m binarydm_jax.evaluation.train_classifier --config=configs/cifar10_study.py --output=runs/cifar16.safetensors
+  python -m binarydm_jax.evaluation.train_classifier --config=configs/cifar10_study.py \
+    --output=runs/cifar16.safetensors --batch_size=64
   python -m binarydm_jax.study --config=configs/cifar10_study.py --folder=runs/cifar10_study
 
 Other sources of the same images: --config.data.source=tfds:cifar10 --config.data.test_split=test, or folder:PATH; both

@@ -79,7 +79,7 @@ ROWS = (
     Row("ebb_fade", "EBB, fading to the half", "transition", {**EBB, "quant.fade": 0.5}),
     Row("ebb_early_fade", "EBB, fading to a quarter", "transition", {**EBB, **EARLY_FADE}),
     Row("binarydm_v5_fade", "BinaryDM v5, fading to the half", "transition", {**V5, "quant.fade": 0.5}),
-    # What the rows of lrm_weight and transition have shown to be better where there are hundreds of steps, not 200,000.
+    # Better in rows of lrm_weight and transition, at hundreds of steps instead of 200,000 (RESULTS.md).
     Row("binarydm_v1_short", "BinaryDM v1, lambda 0.01", "short", {**V1, **STRONG_LRM}),
     Row("binarydm_v5_short", "BinaryDM v5, lambda 0.01, EBB fading to a quarter", "short",
         {**V5, **STRONG_LRM, **EARLY_FADE}),
