@@ -122,17 +122,17 @@ def finished_results(run):
   results = read_results(run.workdir)
   if results is None:
     return None
-  known, wanted = {**_flat(base.get_config().to_dict()), **_flat(read_config(run.workdir))}, _flat(run.config.to_dict())
+  known, wanted = {**flat(base.get_config().to_dict()), **flat(read_config(run.workdir))}, flat(run.config.to_dict())
   changed = [name for name in known | wanted if known.get(name) != wanted.get(name)]
   return None if any(name.split(".")[0] in MEASURED and name not in FREE for name in changed) else results
 
 
-def _flat(fields, prefix=""):
+def flat(fields, prefix=""):
   """{"a": {"b": (1, 2)}} -> {"a.b": [1, 2]}: by paths, and as JSON gives it back."""
   found = {}
   for name, value in fields.items():
     if isinstance(value, dict):
-      found |= _flat(value, f"{prefix}{name}.")
+      found |= flat(value, f"{prefix}{name}.")
     else:
       found[prefix + name] = json.loads(json.dumps(value))
   return found

@@ -6,10 +6,11 @@ import statistics
 from pathlib import Path
 
 from binarydm_jax.compare import check_protocols
-from binarydm_jax.study.plan import read_results, row_workdir, teacher_workdir
+from binarydm_jax.study.plan import flat, read_results, row_workdir, teacher_workdir
 from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
 from binarydm_jax.training.guards import run_goodput
 from binarydm_jax.workdir import read_config, read_inputs
+from configs import base
 
 TEACHER = "teacher"
 QUALITY = ("fid", "sfid", "kid", "inception_score", "precision", "recall", "heldout_loss")
@@ -17,7 +18,10 @@ COSTS = ("bits", "true_weight_bits", "size_bytes", "fp32_bytes", "macs", "ops")
 PROTOCOL = ("feature_network", "feature_sha256", "num_samples", "num_reference", "sampler", "steps", "spacing", "eta",
             "clip", "guidance")  # fmt: skip
 # Of a run's config; a row may change them, the others must agree in it.
-BUDGET = ("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "ema_decay")
+BUDGET = ("student.steps", "student.batch_size", "student.learning_rate", "student.warmup_steps",
+          "student.weight_decay", "student.clip_norm", "student.ema_decay")  # fmt: skip
+# The same of the method; they stand in each record.
+SETTINGS = ("distill.weight", "distill.prediction_weight", "quant.tau", "quant.transition", "quant.fade")
 # Qualities of which the share of the gap that is closed is said: lower is better.
 GAPS = ("fid", "heldout_loss")
 
@@ -39,12 +43,13 @@ def collect(folder, rows=ROWS):
       if found is None:
         continue
       results.append(found)
-      config = read_config(workdir)
+      config = flat(base.get_config().to_dict()) | flat(read_config(workdir))
       teacher, student = found["models"]
-      records.append(_record(row.name, seed, student, workdir, config["student"]["steps"]))
+      settings = {name: config[name] for name in SETTINGS}
+      records.append(_record(row.name, seed, student, workdir, config["student.steps"], settings))
       if seed not in sampled:
         home = next(filter(Path.is_dir, (teacher_workdir(folder, seed), teacher_workdir(folder))), None)
-        sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher"]["steps"] if home else None)
+        sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher.steps"] if home else None)
       _add_budget(budgets, row, seed, config, read_inputs(workdir))
   if not records:
     raise ValueError(f"{folder} holds no finished run of a study")
@@ -60,20 +65,20 @@ def _seeds(folder, name):
   return sorted(int(seed) for seed in found if seed.isdigit())
 
 
-def _record(name, seed, model, workdir, steps):
+def _record(name, seed, model, workdir, steps, settings=None):
   training = run_goodput(workdir) if workdir else None
   return dict(
       row=name, seed=seed, **{key: model.get(key) for key in (*QUALITY, *COSTS)}, training_steps=steps,
       training_seconds=training and training["goodput"] * training["seconds"],
-      **{key: model.get(key) for key in PROTOCOL}, workdir=str(workdir or ""),
+      **(settings or dict.fromkeys(SETTINGS)), **{key: model.get(key) for key in PROTOCOL}, workdir=str(workdir or ""),
   )  # fmt: skip
 
 
 def _add_budget(budgets, row, seed, config, inputs):
-  """Notes what must be equal in all rows: budgets, and for each seed the teacher."""
-  for name in BUDGET:
-    if f"student.{name}" not in row.overrides:
-      budgets.setdefault((f"student.{name}", None), {}).setdefault(config["student"][name], f"{row.name} seed {seed}")
+  """Notes what must be equal in all rows: budgets, settings, and for each seed the teacher."""
+  for name in (*BUDGET, *SETTINGS):
+    if name not in row.overrides:
+      budgets.setdefault((name, None), {}).setdefault(config[name], f"{row.name} seed {seed}")
   if "teacher_sha256" in inputs:
     digests = budgets.setdefault(("their teacher", seed), {})
     digests.setdefault(inputs["teacher_sha256"][:8], f"{row.name} seed {seed}")

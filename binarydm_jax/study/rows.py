@@ -5,6 +5,8 @@ from typing import NamedTuple
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
 STRONG_LRM, EARLY_FADE = {"distill.weight": 1e-2}, {"quant.fade": 0.25, "quant.transition": 0.25}
+# Said in full, since a study's config may have other defaults.
+HALF = {"quant.transition": 0.5, "quant.fade": 0.0}
 IMITATE = {"distill.prediction": "on"}
 RIVALS = {
     "reactnet": "ReActNet", "insta_bnn": "like INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "like Q-DM", "tdq": "TDQ",
@@ -74,11 +76,11 @@ ROWS = (
         {**BASELINE, "quant.progressive": "levels"}),
     Row("lmb_blocks", "LMB + progressive by blocks", "progressive", {**LMB, "quant.progressive": "blocks"}),
     Row("lmb_levels", "LMB + progressive by levels", "progressive", {**LMB, "quant.progressive": "levels"}),
-    Row("ebb_early", "EBB, gone after a quarter of the steps", "transition", {**EBB, "quant.transition": 0.25}),
-    Row("ebb_tau", "EBB, tau ten times", "transition", {**EBB, "quant.tau": 0.9}),
-    Row("ebb_fade", "EBB, fading to the half", "transition", {**EBB, "quant.fade": 0.5}),
+    Row("ebb_early", "EBB, gone after a quarter of the steps", "transition", {**EBB, **HALF, "quant.transition": 0.25}),
+    Row("ebb_tau", "EBB, tau ten times", "transition", {**EBB, **HALF, "quant.tau": 0.9}),
+    Row("ebb_fade", "EBB, fading to the half", "transition", {**EBB, **HALF, "quant.fade": 0.5}),
     Row("ebb_early_fade", "EBB, fading to a quarter", "transition", {**EBB, **EARLY_FADE}),
-    Row("binarydm_v5_fade", "BinaryDM v5, fading to the half", "transition", {**V5, "quant.fade": 0.5}),
+    Row("binarydm_v5_fade", "BinaryDM v5, fading to the half", "transition", {**V5, **HALF, "quant.fade": 0.5}),
     # Better in rows of lrm_weight and transition, at hundreds of steps instead of 200,000 (RESULTS.md).
     Row("binarydm_v1_short", "BinaryDM v1, lambda 0.01", "short", {**V1, **STRONG_LRM}),
     Row("binarydm_v5_short", "BinaryDM v5, lambda 0.01, EBB fading to a quarter", "short",
@@ -102,7 +104,7 @@ GROUPS = {
     "transition": "How EBB's second basis leaves",
     "prediction": "The teacher's predictions imitated as well (noise-estimating mimicking, of Q-DM)",
     "short": "The method, set for short runs",
-    "rivals": "Other methods, one basis each",
+    "rivals": "Other methods that train, one basis each; not made: Q-Diffusion (no training), EfficientDM (adapters)",
     "activations": "Bits of the activations, where they are not those above",
 }
 

@@ -11,7 +11,7 @@ from binarydm_jax.files import write_atomically
 from binarydm_jax.report import format_bytes, format_ops
 from binarydm_jax.study import figures
 from binarydm_jax.study import results as results_lib
-from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS
+from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS, ROWS
 
 # (head, metric); a metric that no row has gets no column.
 METRICS = (
@@ -59,6 +59,7 @@ def describe(records, found, attempts):
       title=found[0]["title"],
       protocol={key: first[key] for key in results_lib.PROTOCOL},
       reference={key: reference.get(key) for key in ("what", "fid")},
+      settings=_common_settings(records),
       training_steps=sorted({record["training_steps"] for record in records if record["row"] != results_lib.TEACHER}),
       hardware=sorted({f"{cpu_name()}; {result['environment']['devices']}" for result in found}),
       versions=sorted({f"jax {r['environment']['jax']}, Python {r['environment']['python']}" for r in found}),
@@ -66,6 +67,13 @@ def describe(records, found, attempts):
       wall_seconds=results_lib.wall_seconds(attempts),
       processes=len(attempts),
   )  # fmt: skip
+
+
+def _common_settings(records):
+  """{field: value} of SETTINGS, as all rows have it that do not set it themselves."""
+  own = {row.name: row.overrides for row in ROWS}
+  students = [record for record in records if record["row"] in own]
+  return {name: record[name] for record in students for name in results_lib.SETTINGS if name not in own[record["row"]]}
 
 
 def cpu_name():
@@ -132,6 +140,8 @@ def _protocol(about):
       " deviation.",
       f"Steps of a student: {', '.join(map(str, about['training_steps']))}. Training seconds are those in steps,"
       " without compilation, checkpoints and evaluation.",
+      "Where a row has such a part and does not say otherwise: "
+      + ", ".join(f"`{name}` {value:g}" for name, value in about["settings"].items()) + ".",
   ]
   if protocol["feature_network"]:
     sentences.append(

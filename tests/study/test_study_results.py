@@ -91,7 +91,8 @@ def test_files(study):
                  " 0.5000 ± 0.0000 | 0.2500 ± 0.0000 | 0.1850 ± 0.0212 | 62 ± 18 % | 5.00 ± 0.00 |")
   assert head.count("|") == lmb.count("|")
   for words in ("python -m binarydm_jax.study x", "`abababab...`), 96 samples against 1500", "sampler ddim, steps 4",
-                "2 CPU cores", "Steps of a student: 6", "2 processes ran for 0.75 hours", "other gives 5.00"):
+                "2 CPU cores", "Steps of a student: 6", "2 processes ran for 0.75 hours", "other gives 5.00",
+                "`distill.weight` 0.0001", "`quant.transition` 0.5"):
     assert words in text, words
   assert text.count("binarydm_jax.study x") == 1
 
