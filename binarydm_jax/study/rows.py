@@ -7,7 +7,7 @@ V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
 STRONG_LRM, EARLY_FADE = {"distill.weight": 1e-2}, {"quant.fade": 0.25, "quant.transition": 0.25}
 # Said in full, since a study's config may have other defaults.
 HALF = {"quant.transition": 0.5, "quant.fade": 0.0}
-IMITATE = {"distill.prediction": "on"}
+IMITATE, STRONGLY = {"distill.prediction": "on"}, {"distill.prediction_weight": 10.0}
 RIVALS = {
     "reactnet": "ReActNet", "insta_bnn": "like INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "like Q-DM", "tdq": "TDQ",
 }  # fmt: skip
@@ -90,6 +90,11 @@ ROWS = (
         {**V1, **STRONG_LRM, **IMITATE}),
     Row("binarydm_v5_prediction", "BinaryDM v5, lambda 0.01, EBB fading to a quarter, + prediction", "prediction",
         {**V5, **STRONG_LRM, **EARLY_FADE, **IMITATE}),
+    Row("baseline_prediction_10", "baseline + prediction, ten times", "prediction", {**BASELINE, **IMITATE, **STRONGLY}),
+    Row("binarydm_v1_prediction_10", "BinaryDM v1, lambda 0.01, + prediction, ten times", "prediction",
+        {**V1, **STRONG_LRM, **IMITATE, **STRONGLY}),
+    Row("binarydm_v5_prediction_10", "BinaryDM v5, lambda 0.01, EBB fading to a quarter, + prediction, ten times",
+        "prediction", {**V5, **STRONG_LRM, **EARLY_FADE, **IMITATE, **STRONGLY}),
     *_activations("baseline", "baseline", BASELINE),
     *_activations("binarydm_v1", "BinaryDM v1", V1),
     *_activations("binarydm_v5", "BinaryDM v5", V5),
