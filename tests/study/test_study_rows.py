@@ -11,7 +11,7 @@ from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS, ROWS, select
 from binarydm_jax.training.methods import METHODS
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.validation import field
-from configs import digits_study
+from configs import cifar10_study, digits_study
 from tests import tiny
 
 
@@ -30,6 +30,17 @@ def test_every_row_builds(row):
   bases = max(rule.bases for rule in problem.table.values())
   one = row.group == "rivals" or row.overrides["method"] == "baseline"
   assert bases == (0 if row.name in (CEILING, "lsq_w2") else 1 if one else 2)
+
+
+@pytest.mark.parametrize("row", select("transition,short,prediction"), ids=lambda row: row.name)
+def test_rows_of_the_transition_build_by_another_default(row):
+  """CIFAR-10's config has EBB fade to a quarter: a row that does otherwise says all of it."""
+  (run,) = students([row], config=cifar10_study.get_config())
+  assert build(run.config, with_data=False).table
+  (paper,) = students([row], config=digits_study.get_config())
+  fields = ("transition", "fade", "tau") if row.overrides["method"] in ("ebb", "binarydm_v5") else ()
+  assert [run.config.quant[name] for name in fields] == [paper.config.quant[name] for name in fields]
+  assert run.config.distill.prediction_weight == paper.config.distill.prediction_weight
 
 
 def test_rows_are_told_apart():
