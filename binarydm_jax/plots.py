@@ -70,7 +70,10 @@ def side_by_side(grids, gap=24):
     PIL image, RGB on white.
   """
   pictures = {caption: image_grid(images).convert("RGB") for caption, images in grids.items()}
-  font = ImageFont.load_default(size=20)
+  # As large as fits between the middles of the gaps.
+  fits = lambda font: all(font.getlength(caption) < p.width + gap / 2 for caption, p in pictures.items())
+  fonts = (ImageFont.load_default(size=size) for size in range(20, 7, -1))
+  font = next((font for font in fonts if fits(font)), ImageFont.load_default(size=8))
   top = 36
   width = sum(p.width for p in pictures.values()) + gap * (len(pictures) + 1)
   canvas = Image.new("RGB", (width, top + max(p.height for p in pictures.values()) + gap), "white")

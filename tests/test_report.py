@@ -192,6 +192,14 @@ def test_image_grid_refuses_what_it_cannot_draw(shape, dtype):
     plots.image_grid(np.zeros(shape, dtype))
 
 
+def test_captions_of_neighbours_do_not_touch():
+  """Long ones are set smaller: between two pictures the line of the captions is white."""
+  images = np.zeros((25, 16, 16, 3), np.uint8)
+  canvas = np.asarray(plots.side_by_side({"binarydm_v1: 42.0 ± 1.9": images, "binarydm_v5: 71.6 ± 15.4": images}))
+  middle = canvas.shape[1] // 2
+  assert (canvas[:36, middle - 2 : middle + 2] == 255).all() and (canvas[:36] < 128).any()
+
+
 def test_read_curves(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("\n".join([
       '{"stage": "teacher", "step": 100, "loss": 0.5, "learning_rate": 1e-3}',
