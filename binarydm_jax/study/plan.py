@@ -122,17 +122,22 @@ def finished_results(run):
   results = read_results(run.workdir)
   if results is None:
     return None
-  known, wanted = {**flat(base.get_config().to_dict()), **flat(read_config(run.workdir))}, flat(run.config.to_dict())
+  known, wanted = read_fields(run.workdir), _flat(run.config.to_dict())
   changed = [name for name in known | wanted if known.get(name) != wanted.get(name)]
   return None if any(name.split(".")[0] in MEASURED and name not in FREE for name in changed) else results
 
 
-def flat(fields, prefix=""):
+def read_fields(workdir):
+  """{field: value} of a run's config; one that the run did not know yet has the default of configs/base.py."""
+  return _flat(base.get_config().to_dict()) | _flat(read_config(workdir))
+
+
+def _flat(fields, prefix=""):
   """{"a": {"b": (1, 2)}} -> {"a.b": [1, 2]}: by paths, and as JSON gives it back."""
   found = {}
   for name, value in fields.items():
     if isinstance(value, dict):
-      found |= flat(value, f"{prefix}{name}.")
+      found |= _flat(value, f"{prefix}{name}.")
     else:
       found[prefix + name] = json.loads(json.dumps(value))
   return found

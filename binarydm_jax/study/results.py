@@ -6,11 +6,10 @@ import statistics
 from pathlib import Path
 
 from binarydm_jax.compare import check_protocols
-from binarydm_jax.study.plan import flat, read_results, row_workdir, teacher_workdir
+from binarydm_jax.study.plan import read_fields, read_results, row_workdir, teacher_workdir
 from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
 from binarydm_jax.training.guards import run_goodput
-from binarydm_jax.workdir import read_config, read_inputs
-from configs import base
+from binarydm_jax.workdir import read_inputs
 
 TEACHER = "teacher"
 QUALITY = ("fid", "sfid", "kid", "inception_score", "precision", "recall", "heldout_loss")
@@ -33,7 +32,7 @@ def collect(folder, rows=ROWS):
 
   Raises:
     ValueError: nothing is finished, or the runs were measured by different protocols, trained by different budgets or
-      from different teachers.
+      settings or from different teachers.
   """
   records, results, budgets, sampled = [], [], {}, {}
   for row in rows:
@@ -43,7 +42,7 @@ def collect(folder, rows=ROWS):
       if found is None:
         continue
       results.append(found)
-      config = flat(base.get_config().to_dict()) | flat(read_config(workdir))
+      config = read_fields(workdir)
       teacher, student = found["models"]
       settings = {name: config[name] for name in SETTINGS}
       records.append(_record(row.name, seed, student, workdir, config["student.steps"], settings))

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from ml_collections import ConfigDict
 
 from binarydm_jax.study import plan, results, tables
 from tests import tiny
@@ -127,6 +128,27 @@ def test_unlike_budgets_are_refused(study):
   (run,) = make_students(study, "ebb", (1,), tiny.get_config(**{"student.steps": 12}))
   write_run(run, 1.0, 1.0)
   with pytest.raises(ValueError, match=r"differ in student.steps: 6 \(full_precision seed 1\), 12 \(ebb seed 1\)"):
+    results.collect(study)
+
+
+def test_unlike_settings_are_refused(study):
+  """Another tau than the other rows have is no like comparison, unless it is the row's own; a config that did not know
+  the field yet had its default."""
+  (own,) = make_students(study, "ebb_tau", (1,))
+  write_run(own, 1.0, 1.0)
+  old = make_students(study, "lmb", (1,))[0]
+  fields = json.loads((old.workdir / "config.json").read_text())
+  del fields["quant"]["tau"]
+  (old.workdir / "config.json").write_text(json.dumps(fields))
+  found = json.loads((old.workdir / "results.json").read_text())
+  found["config_sha256"] = plan.config_digest(ConfigDict(fields))
+  (old.workdir / "results.json").write_text(json.dumps(found))
+  records, _ = results.collect(study)
+  assert {record["row"]: record["quant.tau"] for record in records if record["seed"] == 1} == {
+      "teacher": None, "full_precision": 0.09, "baseline": 0.09, "lmb": 0.09, "ebb_tau": 0.9}
+  (run,) = make_students(study, "ebb", (1,), tiny.get_config(**{"quant.tau": 0.5}))
+  write_run(run, 1.0, 1.0)
+  with pytest.raises(ValueError, match=r"differ in quant.tau: 0.09 \(full_precision seed 1\), 0.5 \(ebb seed 1\)"):
     results.collect(study)
 
 

@@ -40,7 +40,6 @@ def test_rows_of_the_transition_build_by_another_default(row):
   (paper,) = students([row], config=digits_study.get_config())
   fields = ("transition", "fade", "tau") if row.overrides["method"] in ("ebb", "binarydm_v5") else ()
   assert [run.config.quant[name] for name in fields] == [paper.config.quant[name] for name in fields]
-  assert run.config.distill.prediction_weight == paper.config.distill.prediction_weight
 
 
 def test_rows_are_told_apart():
