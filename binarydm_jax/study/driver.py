@@ -38,7 +38,8 @@ def run_study(config_file, config, overrides, folder, rows, seeds, *, teacher_ea
       progress.finished(run, results)
   teachers = [run for run in teachers if todo and not plan.teacher_is_finished(run)]
   _check(teachers, todo)
-  whole = runner.execute(teachers, environment, jobs, lambda run: None, progress.report)
+  # One teacher alone has all CPUs.
+  whole = runner.execute(teachers, environment, max(1, min(jobs, len(teachers))), lambda run: None, progress.report)
   if whole and not progress.failed:
     whole = runner.execute(todo, environment, jobs, progress.lend, progress.report)
   elif progress.failed:

@@ -64,8 +64,9 @@ def teacher_workdir(folder, seed=None):
 def make_runs(config_file, config, overrides, folder, rows, seeds, teacher_each=False):
   """(teachers, students): lists of Run in the order in which they are to be run, seed by seed.
 
-  The rows' fields win over `overrides`. A student samples by its own seed, so that the spread over seeds is of training
-  and sampling, and the teacher, sampled beside each student, has a spread over samplings.
+  Of rows that are the same network and training by this config only the first is run: where EBB fades in all rows, one
+  that says so is EBB. The rows' fields win over `overrides`. A student samples by its own seed, so that the spread over
+  seeds is of training and sampling, and the teacher, sampled beside each student, has a spread over samplings.
 
   Args:
     config_file: path after --config.
@@ -98,9 +99,12 @@ def make_runs(config_file, config, overrides, folder, rows, seeds, teacher_each=
   students = []
   for seed in seeds:
     checkpoint = given or str(teacher_workdir(folder, seed if teacher_each else None))
+    different = {}
     for row in rows:
       fields = {**row.overrides, "seed": seed, "sample.seed": seed, "teacher.checkpoint": checkpoint}
-      students.append(run(row, seed, row_workdir(folder, row.name, seed), fields))
+      planned = run(row, seed, row_workdir(folder, row.name, seed), fields)
+      different.setdefault(planned.config.to_json(), planned)
+    students += different.values()
   return teachers, students
 
 

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 BASELINE, LMB, EBB = ({"method": name} for name in ("baseline", "lmb", "ebb"))
 V1, V5 = {"method": "binarydm_v1"}, {"method": "binarydm_v5"}
-STRONG_LRM, EARLY_FADE = {"distill.weight": 1e-2}, {"quant.fade": 0.25, "quant.transition": 0.25}
-# Said in full, since a study's config may have other defaults.
-HALF = {"quant.transition": 0.5, "quant.fade": 0.0}
+# Said in full, since a study's config may have others: of the paper, and of runs of hundreds of steps (RESULTS.md).
+PAPER_LRM, STRONG_LRM = {"distill.weight": 1e-4}, {"distill.weight": 1e-2}
+HALF, EARLY_FADE = {"quant.transition": 0.5, "quant.fade": 0.0}, {"quant.fade": 0.25, "quant.transition": 0.25}
 IMITATE, STRONGLY = {"distill.prediction": "on"}, {"distill.prediction_weight": 10.0}
 RIVALS = {
     "reactnet": "ReActNet", "insta_bnn": "like INSTA-BNN", "bi_diffsr": "BI-DiffSR", "q_dm": "like Q-DM", "tdq": "TDQ",
@@ -81,7 +81,10 @@ ROWS = (
     Row("ebb_fade", "EBB, fading to the half", "transition", {**EBB, **HALF, "quant.fade": 0.5}),
     Row("ebb_early_fade", "EBB, fading to a quarter", "transition", {**EBB, **EARLY_FADE}),
     Row("binarydm_v5_fade", "BinaryDM v5, fading to the half", "transition", {**V5, **HALF, "quant.fade": 0.5}),
-    # Better in rows of lrm_weight and transition, at hundreds of steps instead of 200,000 (RESULTS.md).
+    Row("ebb_paper", "EBB, dropped at the half", "paper", {**EBB, **HALF}),
+    Row("binarydm_v1_paper", "BinaryDM v1, lambda 0.0001", "paper", {**V1, **PAPER_LRM}),
+    Row("binarydm_v5_paper", "BinaryDM v5, lambda 0.0001, EBB dropped at the half", "paper",
+        {**V5, **PAPER_LRM, **HALF}),
     Row("binarydm_v1_short", "BinaryDM v1, lambda 0.01", "short", {**V1, **STRONG_LRM}),
     Row("binarydm_v5_short", "BinaryDM v5, lambda 0.01, EBB fading to a quarter", "short",
         {**V5, **STRONG_LRM, **EARLY_FADE}),
@@ -109,6 +112,7 @@ GROUPS = {
     "progressive": "Progressive initialisation",
     "transition": "How EBB's second basis leaves",
     "prediction": "The teacher's predictions imitated as well (noise-estimating mimicking, of Q-DM)",
+    "paper": "The method with the paper's weight of LRM and end of EBB",
     "short": "The method, set for short runs",
     "rivals": "Other methods that train, one basis each; not made: Q-Diffusion (no training), EfficientDM (adapters)",
     "activations": "Bits of the activations, where they are not those above",

@@ -50,9 +50,9 @@ class Study:
     rows = driver.select(names)
     return plan.make_runs("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds)[1]
 
-  def run(self, rows="baseline,lmb", seeds=(1, 2)):
+  def run(self, rows="baseline,lmb", seeds=(1, 2), jobs=1):
     return driver.run_study("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds, teacher_each=False,
-                            jobs=1, environment=dict(os.environ), command="python -m study")  # fmt: skip
+                            jobs=jobs, environment=dict(os.environ), command="python -m study")  # fmt: skip
 
   def attempts(self):
     lines = (self.folder / "study.jsonl").read_text().splitlines()
@@ -100,6 +100,16 @@ def test_more_rows_and_seeds_are_added(study):
   study.succeed("baseline", 3, 20.0)
   assert study.run("baseline,lmb", (1, 3)) == 0
   assert study.attempts()[2:] == [("lmb seed 1", 0), ("baseline seed 3", 0), ("lmb seed 3", 0)]
+
+
+def test_one_teacher_has_all_cpus(study, monkeypatch):
+  """Two students have half of them each."""
+  jobs, execute = [], driver.runner.execute
+  monkeypatch.setattr(driver.runner, "execute", lambda runs, env, count, *rest: jobs.append(count) or execute(
+      runs, env, count, *rest))  # fmt: skip
+  study.succeed("baseline", 1, 30.0)
+  study.succeed("baseline", 2, 30.0)
+  assert study.run("baseline", jobs=2) == 0 and jobs == [1, 2]
 
 
 def test_no_teacher_no_students(study, capfd):

@@ -32,22 +32,24 @@ def test_every_row_builds(row):
   assert bases == (0 if row.name in (CEILING, "lsq_w2") else 1 if one else 2)
 
 
-@pytest.mark.parametrize("row", select("transition,short,prediction"), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", select("transition,paper,short,prediction"), ids=lambda row: row.name)
 def test_rows_of_the_transition_build_by_another_default(row):
-  """CIFAR-10's config has EBB fade to a quarter: a row that does otherwise says all of it."""
+  """Configs of studies have EBB fade to a quarter: a row that does otherwise says all of it."""
   (run,) = students([row], config=cifar10_study.get_config())
   assert build(run.config, with_data=False).table
-  (paper,) = students([row], config=digits_study.get_config())
+  (paper,) = students([row])
   fields = ("transition", "fade", "tau") if row.overrides["method"] in ("ebb", "binarydm_v5") else ()
   assert [run.config.quant[name] for name in fields] == [paper.config.quant[name] for name in fields]
 
 
 def test_rows_are_told_apart():
-  """No two rows have the same name or are the same network and training."""
+  """No two rows have the same name, or are the same network and training by every config."""
   assert len({row.name for row in ROWS}) == len({row.label for row in ROWS}) == len(ROWS)
   assert {row.group for row in ROWS} == set(GROUPS)
-  configs = [run.config.to_json() for run in students()]
-  assert len(set(configs)) == len(configs)
+  by_config = (students([row], config=module.get_config())[0].config.to_json()
+               for row in ROWS for module in (tiny, cifar10_study))  # fmt: skip
+  pairs = list(zip(by_config, by_config, strict=True))
+  assert len(set(pairs)) == len(pairs)
   assert {FLOOR, CEILING} <= {row.name for row in select("core")}
   assert {row.overrides["method"] for row in ROWS} == set(METHODS)
 
@@ -80,6 +82,17 @@ def test_runs_go_seed_by_seed():
   assert [run.name for run in runs] == ["baseline seed 3", "lmb seed 3", "baseline seed 5", "lmb seed 5"]
   assert {run.config.sample.seed for run in runs if run.seed == 5} == {5}
   assert len({run.workdir for run in runs}) == 4
+
+
+def test_equal_rows_are_run_once():
+  """By the paper's settings, the default here, and by those of short runs; the first in the order of ROWS is run."""
+  names = lambda config: [run.row.name for run in students(config=config)]
+  paper, short = names(tiny.get_config()), names(cifar10_study.get_config())
+  assert set(row.name for row in ROWS) - set(paper) == {"ebb_paper", "binarydm_v1_paper", "binarydm_v5_paper"}
+  assert set(row.name for row in ROWS) - set(short) == {
+      "baseline_lrm_1e-2", "lmb_lrm_1e-2", "ebb_early_fade", "binarydm_v1_short", "binarydm_v5_short"}
+  (run,) = students(select("binarydm_v5_short"), config=cifar10_study.get_config())
+  assert run.row.name == "binarydm_v5_short"
 
 
 def test_teachers():
