@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-from absl import app, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
@@ -30,15 +30,26 @@ def set_up_jax(deterministic=False):
 
 
 def parse_flags(argv):
-  """absl's flags, with one line for a config field that does not exist or has a wrong type."""
+  """absl's flags, with one line for one that is missing or unknown, and for a config field that is not as it should."""
+  for number, argument in enumerate(argv):
+    if argument in ("--config", "-config") and number + 1 < len(argv):
+      argument = f"--config={argv[number + 1]}"
+    if argument.lstrip("-").startswith("config="):
+      file = argument.partition("=")[2].split(":")[0]  # a config may take words after a colon
+      if not os.path.isfile(file):
+        sys.exit(f"error: --config={file}: there is no such file; configs/ has the experiments")
   given = [argument.split("=")[0].removeprefix("--config.") for argument in argv if argument.startswith("--config.")]
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    missing = re.match(r"flag --(\w+)=None", str(error))
+    words = f"--{missing[1]} is missing" if missing else str(error).splitlines()[0]
+    sys.exit(f"error: {words} (--help lists the flags)")
   except AttributeError as error:
     missing = re.search(r"\w+", str(error))[0]
     name = next((path for path in given if missing in path.split(".")), missing)
     hint = re.search(r'Did you mean "(\w+)"', str(error))
     sys.exit(f"error: there is no config field {name!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
              + " (configs/base.py lists all)")
-  except (TypeError, ValueError, ImportError, OSError) as error:
+  except (TypeError, ValueError, ImportError, OSError, SyntaxError) as error:
     sys.exit(f"error: --config: {str(error).splitlines()[0]}")

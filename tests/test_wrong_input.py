@@ -130,12 +130,23 @@ def test_empty_folder_and_unreadable_image(tmp_path):
     (["--config.student.steps=many"], "student.steps"),
     (["--config.model.num_heads=3"], "error: model.num_heads 3 does not divide"),
     (["extra"], "unknown argument 'extra'"),
+    (["--workdirs=x"], "error: Unknown command line flag 'workdirs'"),
+    (["--config=configs/digit.py"], "error: --config=configs/digit.py: there is no such file; configs/ has"),
+    (["--config", "configs/digit.py"], "error: --config=configs/digit.py: there is no such file; configs/ has"),
+    (["--config=README.md"], " (README.md, line "),
   ],
 )
 def test_command_line(arguments, message, tmp_path):
-  """Through the real command: status 1 or 2, the field named, no traceback."""
+  """Through the real command: status 1, the field named in the last line, no traceback."""
   command = [sys.executable, "-m", "binarydm_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}"]
   done = subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode != 0
-  assert message in done.stderr
+  assert done.returncode == 1
+  assert message in done.stderr.splitlines()[-1]
   assert "Traceback" not in done.stderr
+
+
+def test_what_is_required():
+  """Asked for by name where it is missing."""
+  command = [sys.executable, "-m", "binarydm_jax.main", "--config=configs/digits.py"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1 and done.stderr == "error: --workdir is missing (--help lists the flags)\n"
