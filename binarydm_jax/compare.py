@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from binarydm_jax.report import format_bytes
+from binarydm_jax.formats import format_bytes
 
 COLUMNS = ("model", "seeds", "bits W/A", "true bits a weight", "Frechet distance", "held-out loss", "size")
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax import diagnostic_plots, plots, preemption, report
+from binarydm_jax import diagnostic_plots, plots, preemption, report, summary
 from binarydm_jax.data import read_all
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.cost import nominal_bits
@@ -173,7 +173,7 @@ def write_report(problem, workdir):
     grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
   curves = plots.read_curves(workdir / "metrics.jsonl")
   lists = {"The packed file": results["packed"]}
-  if measured := report.metrics_list(results["models"]):
+  if measured := summary.metrics_list(results["models"]):
     lists = {"All metrics": measured, **lists}
   if results["reference"]:
     hidden = ("fid", "what", "version", "network", "sha256")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax import evaluate, preemption, report
+from binarydm_jax import evaluate, preemption, summary
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import load, packed, stablehlo
@@ -214,7 +214,7 @@ def sample(config, workdir, make_problem):
 
 
 def _print_results(results, workdir):
-  _say("\n" + report.format_table(results))
+  _say("\n" + summary.format_table(results))
   _say(f"\nsamples: {Path(workdir) / 'samples'}\nreport:  {Path(workdir) / 'report.html'}")
 
 

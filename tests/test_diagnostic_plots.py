@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from binarydm_jax import diagnostic_plots, panels, report
-from tests.test_report import RESULTS
+from tests.test_summary import RESULTS
 
 DISTANCE = {"blocks": ["input_0", "middle", "output_0"], "distance": [1.0, 2.0, 3.0], "teacher_norm": [10.0, 4.0, 3.0],
             "relative": [0.1, 0.5, 1.0], "images": 128, "timesteps": [100, 500, 900]}

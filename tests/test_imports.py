@@ -26,8 +26,8 @@ ALLOWED = {
     "preemption", "training",
   },
   "study": {
-    "evaluation", "training", "compare", "evaluate", "report", "plots", "panels", "command_line", "files", "preemption",
-    "workdir", "study",
+    "evaluation", "training", "compare", "evaluate", "formats", "plots", "panels", "command_line", "files",
+    "preemption", "workdir", "study",
   },
   "benchmark": {"quant", "models", "deploy", "training", "command_line", "files", "panels", "benchmark"},
 }

@@ -4,7 +4,7 @@ import sys
 import time
 
 from binarydm_jax import preemption
-from binarydm_jax.report import format_number
+from binarydm_jax.formats import format_number
 from binarydm_jax.study import plan, runner, tables
 from binarydm_jax.study.rows import select
 from binarydm_jax.training.problem import build

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from binarydm_jax.compare import spread
 from binarydm_jax.files import write_atomically
-from binarydm_jax.report import format_bytes, format_ops
+from binarydm_jax.formats import format_bytes, format_ops
 from binarydm_jax.study import figures
 from binarydm_jax.study import results as results_lib
 from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS, ROWS
