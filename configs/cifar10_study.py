@@ -28,7 +28,7 @@ def get_config():
   config.teacher.update(dict(steps=5000, batch_size=32, learning_rate=1e-3, ema_decay=0.999))
   # The best of 5e-4, 2e-3 and 4e-3 for the baseline, in held-out loss.
   config.student.update(dict(steps=500, batch_size=32, learning_rate=2e-3, warmup_steps=50, ema_decay=0.995))
-  # As configs/digits_study.py.
+  # As configs/digits.py.
   config.distill.weight = 1e-2
   config.quant.update(dict(fade=0.25, transition=0.25))
   config.log.every = 100

@@ -13,10 +13,6 @@ def get_config():
   config.model.update(dict(attention_resolutions=(4, 2)))
   config.teacher.update(dict(steps=2500))
   config.student.update(dict(steps=600, ema_decay=0.995))
-  # For hundreds of steps, as single seeds had it best (RESULTS.md); the paper's, 1e-4 and half of the steps, are for
-  # 200,000 and are the rows of `paper`.
-  config.distill.weight = 1e-2
-  config.quant.update(dict(fade=0.25, transition=0.25))
   config.log.every = 100
   config.checkpoint.every = 500
   config.sample.update(dict(steps=25, batch_size=128))
