@@ -1,4 +1,4 @@
-"""The quickstart: scikit-learn's 8x8 digits, W1A4 by the full method, under six minutes on two CPU cores.
+"""The quickstart: scikit-learn's 8x8 digits, W1A4 by the full method, under seven minutes on two CPU cores.
 
   python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits
 """
