@@ -31,6 +31,7 @@ def set_up_jax(deterministic=False):
 
 def parse_flags(argv):
   """absl's flags, with one line for one that is missing or unknown, and for a config field that is not as it should."""
+  # Before parsing: with a file that is not there ml_collections fails in several ways, most without its name.
   for number, argument in enumerate(argv):
     if argument in ("--config", "-config") and number + 1 < len(argv):
       argument = f"--config={argv[number + 1]}"

@@ -8,5 +8,5 @@ cd "$(dirname "$0")/.."
 install requirements.txt
 folder=runs/digits_study
 if [ "$#" -gt 0 ] && [[ $1 != --* ]]; then folder=$1; shift; fi
-jobs=$(($(nproc) < 4 ? $(nproc) : 4))  # one CPU each: most of a small network's time is compilation, on one thread
+jobs=$(($(nproc) < 4 ? $(nproc) : 4))  # a student on each CPU
 exec "$python" -m binarydm_jax.study --config=configs/digits_study.py --folder="$folder" --jobs=$jobs "$@"
