@@ -2,8 +2,8 @@
 
 Trains one teacher, then a student of each row and seed from it, and writes table.md, results.csv and results.json into
 the folder. Run again it continues; a run that is finished costs nothing. --rows takes core, complete, or names of rows
-and groups with commas (binarydm_jax/study/rows.py), of which those that the config makes equal are run once; fields such
-as --config.student.steps=2000 are set for all runs.
+and groups with commas (binarydm_jax/study/rows.py), of which those that the config makes equal are run once; fields
+such as --config.student.steps=2000 are set for all runs.
 
 Each run is a process of binarydm_jax.main with a log beside its results. One that fails does not stop the others. Exit
 codes: 0 done; 1 a run failed, or an error, said in one line; 75 stopped by SIGTERM or SIGINT, run it again.
