@@ -105,8 +105,9 @@ def get_config():
           weights="method",  # as the method says, or full_precision | baseline | lmb | ebb | lsq
           weight_bits=2,  # for lsq: 2 to 8
           act_bits=4,  # 32 (off) | 8 | 4 | 3 | 2
-          # How a layer's input is quantized, as the method says, or lsq | shifted (ReActNet) | instance (INSTA-BNN) |
-          # redistributed (BI-DiffSR) | normalised (Q-DM) | dynamic (TDQ).
+          # How a layer's input is quantized, as the method says, or lsq (signed levels) | asymmetric (as many levels
+          # below zero as fit the input) | shifted (ReActNet) | instance (INSTA-BNN) | redistributed (BI-DiffSR) |
+          # normalised (Q-DM) | dynamic (TDQ).
           activation="method",
           # What follows each layer, as the method says, or none | rprelu (ReActNet) | timed_rprelu (BI-DiffSR).
           response="method",

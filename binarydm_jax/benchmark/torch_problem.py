@@ -15,7 +15,7 @@ def refusal(problem):
   for name, value, supported in wanted:
     if value != supported:
       return f"{name} is {value!r}; PyTorch is compared for {supported!r} alone"
-  if problem.mimic or not all(rule.plain for rule in problem.table.values()):
+  if problem.mimic or not all(rule.plain and rule.activation == "lsq" for rule in problem.table.values()):
     return f"PyTorch is not compared for method {config.method!r}"
   weights = {rule.weights for rule in problem.table.values()} - {"float", "one_basis", "multi_basis"}
   return f"PyTorch is not compared for weights by {min(weights)}" if weights else ""

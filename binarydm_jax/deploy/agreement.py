@@ -7,24 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from binarydm_jax import quant
+from binarydm_jax.quant.activations import zero_point_name
 from binarydm_jax.quant.step_size import codes
 
 LAYERS = (quant.QuantDense, quant.QuantConv, quant.QuantMatmul)
 
 
 def _bits_and_steps(module):
-  """(bits, [step of each operand]) of a quantized layer inside a call; ([], 32 bits) where activations are float."""
+  """(bits, [(step, zero point or None) of each operand]) of a quantized layer inside a call; (32, []) of floats."""
   rule = module._rule()
   rule = rule.rule if isinstance(rule, quant.PackedLayer | quant.PackedAttention) else rule
   if rule.act_bits == 32:
     return 32, []
   learned = {**module.variables.get("quant", {}), **module.variables.get("packed", {})}
   names = ("step_a", "step_b") if isinstance(module, quant.QuantMatmul) else ("step",)
-  return rule.act_bits, [learned[name] for name in names]
+  return rule.act_bits, [(learned[name], learned.get(zero_point_name(name))) for name in names]
 
 
 def activation_codes(model, variables, *inputs):
-  """(prediction, path -> list of int8 codes that the operands of each quantized layer round to)."""
+  """(prediction, path -> list of int16 codes that the operands of each quantized layer round to)."""
 
   def call(variables, *inputs):
     found = {}
@@ -33,7 +34,8 @@ def activation_codes(model, variables, *inputs):
       module = context.module
       if context.method_name == "__call__" and isinstance(module, LAYERS):
         bits, steps = _bits_and_steps(module)
-        found["/".join(module.path)] = [codes(x, step, bits).astype(jnp.int8) for x, step in zip(args, steps)]
+        found["/".join(module.path)] = [codes(x, step, bits, zero_point).astype(jnp.int16)
+                                        for x, (step, zero_point) in zip(args, steps)]
       return next_method(*args, **kwargs)
 
     with nn.intercept_methods(intercept):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from binarydm_jax.deploy import kernels
+from binarydm_jax.quant.activations import zero_point_name
 from binarydm_jax.quant.step_size import lsq
 
 # Fewer queries times keys are left to one batched product.
@@ -13,7 +14,7 @@ BY_HEAD_FROM = 2**14
 
 
 def _quantize(x, steps, name, bits):
-  return x if bits == 32 else lsq(x, steps[name], bits)
+  return x if bits == 32 else lsq(x, steps[name], bits, zero_point=steps.get(zero_point_name(name)))
 
 
 def _one_head(q, k, v, qk, av, qk_bits, av_bits):
@@ -52,5 +53,8 @@ def run_native(q, k, v, qk, av, qk_bits, av_bits):
   """`run` by the native kernel, where both products are of codes."""
   if max(qk_bits, av_bits) > 8:
     return run(q, k, v, qk, av, qk_bits, av_bits)
-  steps = jnp.stack([part[name] for part in (qk, av) for name in ("step_a", "step_b")])
-  return kernels.attend(q, k, v, steps, qk_bits=qk_bits, av_bits=av_bits).astype(q.dtype)
+  operands = [(part, name, bits) for part, bits in ((qk, qk_bits), (av, av_bits)) for name in ("step_a", "step_b")]
+  steps = jnp.stack([part[name] for part, name, _ in operands])
+  signed = [2 ** (bits - 1) for _, _, bits in operands]
+  zero_points = [jnp.float32(part.get(zero_point_name(name), z)) for (part, name, _), z in zip(operands, signed)]
+  return kernels.attend(q, k, v, steps, jnp.stack(zero_points), qk_bits=qk_bits, av_bits=av_bits).astype(q.dtype)

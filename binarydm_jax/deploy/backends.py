@@ -1,6 +1,7 @@
 """What a loaded model computes its packed layers with: XLA on any device, or the native kernels on CPUs."""
 
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from binarydm_jax import quant
 from binarydm_jax.deploy import attention, integer, kernels
+from binarydm_jax.deploy.integer import lowered_by
 
 BACKENDS = ("auto", "xla", "cpu", "float")
 KERNEL_BITS = (8, 4, 3, 2)  # of activations whose layers the native kernels take
@@ -73,7 +75,8 @@ def _choose(backend, native):
 
 
 def _prepack(tensors, path, rule, shape):
-  """Puts PATH/native, the signs in the kernels' layout, in place of PATH/signs1 and PATH/signs2; False: they cannot."""
+  """Puts PATH/native, the signs in the kernels' layout, in place of PATH/signs1 and PATH/signs2, and where codes are
+  asymmetric PATH/offset beside it; False: they cannot."""
   shape = (1, 1, *shape) if len(shape) == 2 else shape
   signs = [quant.unpack_codes(tensors[f"{path}/signs{basis}"], 1, shape).astype(bool) for basis in (1, 2)[: rule.bases]]
   try:
@@ -83,20 +86,30 @@ def _prepack(tensors, path, rule, shape):
   for basis in range(1, rule.bases + 1):
     del tensors[f"{path}/signs{basis}"]
   tensors[f"{path}/native"] = np.asarray(native)
+  if f"{path}/zero_point" in tensors:
+    # What lowering the codes takes from every output: the padding is lowered, too, so all taps count.
+    lower = lowered_by(tensors[f"{path}/zero_point"], rule.act_bits)
+    sums = (tensors[f"{path}/scale{basis}"] * (2 * np.sum(given, (0, 1, 2), np.int32) - math.prod(shape[:3]))
+            for basis, given in enumerate(signs, 1))
+    tensors[f"{path}/offset"] = np.asarray(tensors[f"{path}/step"] * lower * sum(sums), np.float32)
   return True
 
 
 def run_native(rule, tensors, x, residual, *, kernel_shape, stride, padding):
   """`quant.PackedLayer.run` by the native kernels: one call quantizes, convolves, scales and adds."""
   bias = tensors.get("bias")
+  bias = None if bias is None else bias.astype(jnp.float32)
+  if "offset" in tensors:
+    bias = tensors["offset"] if bias is None else bias + tensors["offset"]
   return kernels.conv(
       x.astype(jnp.float32),
       tensors["step"],
       tensors["native"],
       tensors["scale1"],
       tensors.get("scale2"),
-      None if bias is None else bias.astype(jnp.float32),
+      bias,
       None if residual is None else residual.astype(jnp.float32),
+      tensors.get("zero_point"),
       kernel_shape=kernel_shape,
       stride=stride,
       padding=padding,

@@ -30,7 +30,8 @@ def weight_bits(rule):
 def quantized_bytes(layer, rule, remainder_bytes=4):
   """Bytes of what replaces one layer's float kernel and of what quantization adds: (weights, scales, activations).
 
-  Activations: their steps, and what other rules than "lsq" and the response learn (`quant.rivals`), all in float32.
+  Activations: their steps and zero points, and what rivals' rules and the response learn (`quant.rivals`), all in
+  float32.
   """
   steps = 4 * _activation_numbers(layer, rule)
   if not layer.size:
@@ -46,7 +47,7 @@ def quantized_bytes(layer, rule, remainder_bytes=4):
 def _activation_numbers(layer, rule):
   operands = rivals.operands(layer.kind == "matmul")
   if rule.plain:
-    return 0 if rule.act_bits == 32 else len(operands)
+    return 0 if rule.act_bits == 32 else len(operands) * (2 if rule.activation == "asymmetric" else 1)
   shapes = list(rivals.response_shapes(rule, layer.output_shape[-1]).values())
   if rule.act_bits != 32:
     shapes += [()] * len(operands)

@@ -82,11 +82,17 @@ def integer_conv(x, kernel, stride=1, padding=((0, 0), (0, 0))):
   return lax.platform_dependent(x, kernel, cuda=as_product, rocm=as_product, default=direct)
 
 
+def lowered_by(zero_point, bits):
+  """What takes codes -z .. 2^b - 1 - z to -2^(b-1) .. 2^(b-1) - 1: 2^(b-1) - z, 0 where they are there already."""
+  return 2 ** (bits - 1) - zero_point
+
+
 def run(rule, tensors, x, residual, *, kernel_shape, stride, padding):
   """`quant.PackedLayer.run` by XLA, for every rule with quantized weights.
 
   With activations of 2 to 8 bits: y = sum over bases of (step scale) conv(codes of x, signs) + bias + residual, the
-  convolutions in integers. With float activations the kernel is dequantized inside the program.
+  convolutions in integers. With float activations the kernel is dequantized inside the program. Asymmetric codes are
+  lowered to the range of signed ones, padding with them, which `lowered_by` times the sum of the kernel puts right.
   """
   # Else a compiler that sees the bits as constants (an exported program) would expand them beforehand.
   tensors = lax.optimization_barrier(dict(tensors))
@@ -95,9 +101,16 @@ def run(rule, tensors, x, residual, *, kernel_shape, stride, padding):
     kernel = sum(scale * signs.astype(jnp.float32) for signs, scale in kernels).astype(x.dtype)
     y = lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=DIMENSIONS)
   else:
-    integers = codes(x, tensors["step"], rule.act_bits).astype(jnp.int8)
-    y = sum((tensors["step"] * scale) * integer_conv(integers, kernel, stride, padding).astype(jnp.float32)
-            for kernel, scale in kernels)
+    step, zero_point = tensors["step"], tensors.get("zero_point")
+    integers = codes(x, step, rule.act_bits, zero_point)
+    if zero_point is None:
+      sums = [integer_conv(integers.astype(jnp.int8), kernel, stride, padding) for kernel, _ in kernels]
+    else:
+      lower = lowered_by(zero_point, rule.act_bits)
+      integers = jnp.pad(integers, ((0, 0), *padding, (0, 0))) - lower
+      sums = [integer_conv(integers.astype(jnp.int8), kernel, stride)
+              + lower.astype(jnp.int32) * jnp.sum(kernel, (0, 1, 2), jnp.int32) for kernel, _ in kernels]
+    y = sum((step * scale) * total.astype(jnp.float32) for total, (_, scale) in zip(sums, kernels))
   if "bias" in tensors:
     y = y + tensors["bias"].astype(y.dtype)
   return y if residual is None else residual + y

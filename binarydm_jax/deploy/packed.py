@@ -126,7 +126,7 @@ def _check_header(found, described):
   check(expected)
 
 
-def _check_values(tensors):
+def _check_values(tensors, table):
   for name, tensor in tensors.items():
     if tensor.dtype == np.uint8:
       continue
@@ -135,6 +135,10 @@ def _check_values(tensors):
     if name.rpartition("/")[2] in ("scale1", "scale2", "weight_step", *quant.packed_variables.STEPS):
       if (tensor <= 0).any():
         raise ValueError(f"{name} holds scales that are not positive")
+  for name in (f"{path}/{leaf}" for path in table for leaf in quant.packed_variables.ZERO_POINTS):
+    most = 2 ** (table[name.rpartition("/")[0]].act_bits - 1)
+    if name in tensors and tensors[name] not in range(most + 1):
+      raise ValueError(f"{name} is {tensors[name]}, not a whole number in 0 .. {most}")
 
 
 def read(path):
@@ -144,7 +148,7 @@ def read(path):
     PackedFile.
   Raises:
     PackedError: missing, truncated or foreign file; another version; missing, extra or misshapen tensors; a network
-      that cannot be; values that are not finite; scales that are not positive.
+      that cannot be; values that are not finite; scales that are not positive; zero points that are none.
   """
   if not Path(path).exists():
     raise PackedError(f"{path} does not exist; --mode=export writes it")
@@ -163,7 +167,7 @@ def read(path):
         found[name] = tuple(tensor.get_shape()), tensor.get_dtype()
       _check_header(found, described)
       tensors = {name: file.get_tensor(name) for name in found}
-    _check_values(tensors)
+    _check_values(tensors, described.table)
   except (SafetensorError, OSError, ValueError, MemoryError) as error:
     raise PackedError(f"{path} is not a readable packed model: {_one_line(error)}") from None
   return PackedFile(described, tensors)

@@ -4,7 +4,7 @@ Array functions (`one_basis`, `multi_basis`, `lsq`), flax layers (`QuantConv`, `
 say which layer is quantized how, gates that change it over time, `binarize` for a module of your own, packing to bits.
 """
 
-from binarydm_jax.quant.activations import initial_activation_step, lsq_activation
+from binarydm_jax.quant.activations import fit_levels, initial_activation_step, lsq_activation
 from binarydm_jax.quant.gates import Gates, LayerGate, gates_at, progressive_rings
 from binarydm_jax.quant.inspection import LayerInfo, inspect_layers, resolve
 from binarydm_jax.quant.layers import (
@@ -47,6 +47,7 @@ __all__ = [
   "binarize",
   "calibrate",
   "dequantized",
+  "fit_levels",
   "gates_at",
   "initial_activation_step",
   "initial_scale1",

@@ -5,6 +5,7 @@ Latent weights live in the collection `params`, scales and activation steps in `
 (`binarize` calls it).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -69,6 +70,11 @@ class _Quantized(nn.Module):
     if rule.activation == "lsq":
       step = self._learned(name, lambda: activations.initial_activation_step(x, rule.act_bits))
       quantized = activations.lsq_activation(x, step, rule.act_bits)
+    elif rule.activation == "asymmetric":
+      fitted = functools.cache(lambda: activations.fit_levels(x, rule.act_bits))
+      step = self._learned(name, lambda: fitted()[0])
+      zero_point = self._learned(activations.zero_point_name(name), lambda: fitted()[1])
+      quantized = activations.lsq_activation(x, step, rule.act_bits, zero_point)
     else:
       timesteps = self._timesteps(rule, x, gate)
       quantized = rivals.quantize(x, rule, self._learned, "/".join(self.path), name, timesteps)

@@ -34,7 +34,8 @@ class PackedAttention:
     rule: the product's LayerRule.
     backend: a name for `run`.
     run: (q, k, v, qk, av, qk_bits, av_bits) -> softmax(q k^T) v, like q [batch, n, heads, d]; k and
-      v are [batch, m, heads, d], qk and av hold "step_a" and "step_b" of both products, if their bits are below 32.
+      v are [batch, m, heads, d], qk and av hold "step_a" and "step_b" of both products, if their bits are below 32,
+      and, of asymmetric codes, "zero_point_a" and "zero_point_b".
   """
 
   rule: LayerRule

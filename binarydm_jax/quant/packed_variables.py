@@ -2,9 +2,10 @@
 
 For a layer at PATH: "PATH/signs1" and "PATH/signs2" (uint8, one bit a weight in C order of the kernel, little-endian in
 a byte, 1 for +1), "PATH/scale1", "PATH/scale2"; for LSQ weights "PATH/codes" (`weight_bits` bits a weight, offset by
-2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product). What
-the activations and responses of other methods learn (`rivals.NAMES`) has its name under PATH, in float32. Whatever is
-not quantized stands under its parameter's path in float32 or bfloat16.
+2^(bits-1)) and "PATH/weight_step"; "PATH/step" (of its input), "PATH/step_a", "PATH/step_b" (of a product), beside them
+"PATH/zero_point" and so on where activations are asymmetric. What the activations and responses of other methods learn
+(`rivals.NAMES`) has its name under PATH, in float32. Whatever is not quantized stands under its parameter's path in
+float32 or bfloat16.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from binarydm_jax.quant import rivals
+from binarydm_jax.quant.activations import zero_point_name
 from binarydm_jax.quant.packing import pack_codes, pack_signs, unpack_codes, unpack_signs
 from binarydm_jax.quant.ste import positive
 from binarydm_jax.quant.step_size import codes, levels
@@ -22,6 +24,7 @@ from binarydm_jax.quant.weights import one_basis
 # Parts of a packed kernel, and the activation steps of a layer or a product.
 KERNEL_PARTS = ("signs1", "signs2", "scale1", "scale2", "codes", "weight_step")
 STEPS = ("step", "step_a", "step_b")
+ZERO_POINTS = tuple(map(zero_point_name, STEPS))
 
 
 def pack(variables, table, remainder=np.float32):
@@ -62,9 +65,10 @@ def pack(variables, table, remainder=np.float32):
   for name, value in learned.items():
     if name not in names:
       raise ValueError(f"the rule table has no place for quant/{name}: pack with the table of the trained module")
-    # Steps are floored as the quantizers floor them.
-    floored = positive(value) if name.rpartition("/")[2] in STEPS else value
-    tensors[name] = np.asarray(floored, np.float32)
+    # As the quantizers floor and round them.
+    leaf = name.rpartition("/")[2]
+    value = positive(value) if leaf in STEPS else np.round(value) if leaf in ZERO_POINTS else value
+    tensors[name] = np.asarray(value, np.float32)
   for name, value in params.items():
     tensors[name] = np.asarray(value, remainder)
   return tensors
@@ -117,7 +121,7 @@ def packed_collections(tensors, table):
 
   Returns:
     {"params", "quant", "packed"}: "packed" holds all tensors of the layers with quantized weights, the kernel's parts
-    as well as "step" and "bias"; "quant" the steps of the others.
+    as well as "step", "zero_point" and "bias"; "quant" the steps and zero points of the others.
   """
   steps = _activation_names(table)
   trees = {"params": {}, "quant": {}, "packed": {}}
@@ -139,8 +143,11 @@ def _flat(tree):
 
 def _activation_names(table):
   """Names of what `quant` may hold beside the parts of kernels."""
-  every = (*STEPS, *rivals.NAMES)
-  return {f"{path}/{name}" for path, rule in table.items() for name in (STEPS if rule.plain else every)}
+  names = set()
+  for path, rule in table.items():
+    more = ZERO_POINTS if rule.activation == "asymmetric" else ()
+    names.update(f"{path}/{name}" for name in (*STEPS, *more, *(() if rule.plain else rivals.NAMES)))
+  return names
 
 
 def _scale(learned, path, name, kernel):

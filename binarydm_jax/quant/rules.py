@@ -12,8 +12,10 @@ from collections.abc import Mapping
 WEIGHT_QUANTIZERS = ("float", "one_basis", "multi_basis", "evolving", "lsq")
 WEIGHT_PRESETS = ("full_precision", "baseline", "lmb", "ebb", "lsq")
 ACTIVATION_BITS = (32, 8, 4, 3, 2)
-# See quant/rivals. Of the activations the first two hold for any input; shifts are per channel of a layer's input.
-ACTIVATIONS = ("lsq", "normalised", "dynamic", "shifted", "instance", "redistributed")
+# See quant/activations.py, and quant/rivals from the third on. The first four hold for any input; shifts are per
+# channel of a layer's input.
+ACTIVATIONS = ("lsq", "asymmetric", "normalised", "dynamic", "shifted", "instance", "redistributed")
+_OF_ANY_INPUT = ACTIVATIONS[:4]
 RESPONSES = ("none", "rprelu", "timed_rprelu")
 # Published methods as (activation, response), with weights of one basis.
 RIVALS = {
@@ -39,9 +41,9 @@ class LayerRule:
       basis is removed by the gate `second`); "lsq" (`weight_bits` bits).
     weight_bits: bits of "lsq" weights, 2 to 8.
     act_bits: bits of the layer's input (of q, k, softmax and v in a `QuantMatmul`): 32 (off), 2 to 8.
-    activation: how the input is quantized. "lsq": by one learned step. Methods compared with BinaryDM (quant/rivals),
-      each with that step: "shifted" (ReActNet), "instance" (INSTA-BNN), "redistributed" (BI-DiffSR), "normalised"
-      (Q-DM), "dynamic" (TDQ).
+    activation: how the input is quantized. "lsq": by one learned step, signed levels; "asymmetric": with as many levels
+      below zero as fit the input. Methods compared with BinaryDM (quant/rivals), each with that step: "shifted"
+      (ReActNet), "instance" (INSTA-BNN), "redistributed" (BI-DiffSR), "normalised" (Q-DM), "dynamic" (TDQ).
     response: what follows the product and the bias: "none", "rprelu" (ReActNet), "timed_rprelu" (BI-DiffSR).
     num_timesteps: of the diffusion, for "redistributed" and "timed_rprelu", else 0.
   """
@@ -71,8 +73,8 @@ class LayerRule:
 
   @property
   def plain(self):
-    """Whether it is BinaryDM's own: one step an input and nothing after the product."""
-    return self.activation == "lsq" and self.response == "none"
+    """Whether integers can compute it: no more than a step and a zero point an input, nothing after the product."""
+    return self.activation in ("lsq", "asymmetric") and self.response == "none"
 
   @property
   def timed(self):
@@ -81,7 +83,7 @@ class LayerRule:
 
   def of_product(self):
     """The rule as it holds for a product of two activations, which has no weights, channels or response."""
-    activation = self.activation if self.activation in ("normalised", "dynamic") else "lsq"
+    activation = self.activation if self.activation in _OF_ANY_INPUT else "lsq"
     return dataclasses.replace(self, weights="float", activation=activation, response="none", num_timesteps=0)
 
   @property

@@ -50,6 +50,16 @@ def _activations(name, label, base):
   )  # fmt: skip
 
 
+def _asymmetric(name, label, base):
+  """Levels of activations that fit each input, without and with the teacher's predictions imitated."""
+  levels = {**base, "quant.activation": "asymmetric"}
+  return (
+      Row(f"{name}_asymmetric", f"{label}, asymmetric activations", "asymmetric", levels),
+      Row(f"{name}_asymmetric_prediction_10", f"{label}, asymmetric activations, + prediction, ten times", "asymmetric",
+          {**levels, **IMITATE, **STRONGLY}),
+  )  # fmt: skip
+
+
 ROWS = (
     # Trained for as many steps as every other row, so that these are not what sets it apart.
     Row("full_precision", "full precision, trained on", "core",
@@ -99,6 +109,10 @@ ROWS = (
         {**V1, **STRONG_LRM, **IMITATE, **STRONGLY}),
     Row("binarydm_v5_prediction_10", "BinaryDM v5, lambda 0.01, EBB fading to a quarter, + prediction, ten times",
         "prediction", {**V5, **STRONG_LRM, **EARLY_FADE, **IMITATE, **STRONGLY}),
+    *_asymmetric("baseline", "baseline", BASELINE),
+    *_asymmetric("binarydm_v1", "BinaryDM v1, lambda 0.01", {**V1, **STRONG_LRM}),
+    *_asymmetric("binarydm_v5", "BinaryDM v5, lambda 0.01, EBB fading to a quarter",
+                 {**V5, **STRONG_LRM, **EARLY_FADE}),
     *_activations("baseline", "baseline", BASELINE),
     *_activations("binarydm_v1", "BinaryDM v1", V1),
     *_activations("binarydm_v5", "BinaryDM v5", V5),
@@ -112,6 +126,7 @@ GROUPS = {
     "progressive": "Progressive initialisation",
     "transition": "How EBB's second basis leaves",
     "prediction": "The teacher's predictions imitated as well (noise-estimating mimicking, of Q-DM)",
+    "asymmetric": "Asymmetric levels of the activations, with and without the teacher's predictions",
     "paper": "The method with the paper's weight of LRM and end of EBB",
     "short": "The method, set for short runs",
     "rivals": "Other methods that train, one basis each; not made: Q-Diffusion (no training), EfficientDM (adapters)",

@@ -152,7 +152,7 @@ def check_method(config, method):
         f"quant.activation {method.activation!r} (of method {config.method!r}) changes what is quantized, and"
         " quant.act_bits is 32: take 8, 4, 3 or 2, or quant.activation=lsq"
     )
-  if config.export.stablehlo and (method.activation, method.response) != ("lsq", "none"):
+  if config.export.stablehlo and (method.activation not in ("lsq", "asymmetric") or method.response != "none"):
     raise ValueError(
         f"export.stablehlo is for layers in integers, and method {config.method!r} has activation"
         f" {method.activation!r}, response {method.response!r}: set it to False"

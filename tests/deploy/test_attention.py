@@ -22,17 +22,23 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("run", [attention.run, attention.run_native])
 @pytest.mark.parametrize("n, m", [(4, 6), (128, 160)], ids=["at once", "by head"])
-@pytest.mark.parametrize("bits, dtype", [(4, jnp.float32), (8, jnp.bfloat16), (32, jnp.float32)])
-def test_equals_the_module(run, n, m, bits, dtype):
+@pytest.mark.parametrize(
+  "bits, activation, dtype",
+  [(4, "lsq", jnp.float32), (8, "lsq", jnp.bfloat16), (32, "lsq", jnp.float32), (4, "asymmetric", jnp.float32),
+   (8, "asymmetric", jnp.float32)],
+)  # fmt: skip
+def test_equals_the_module(run, n, m, bits, activation, dtype):
   """Self- and cross-attention, quantized or not: the same numbers up to the rounding of sums."""
   if run is attention.run_native and not kernels.attention_runs():
     pytest.skip("no native attention here")
   keys = jax.random.split(jax.random.key(0), 3)
   q, k, v = (jax.random.normal(key, (2, size, 3, 8)).astype(dtype) for key, size in zip(keys, (n, m, m)))
-  rule = LayerRule(act_bits=bits)
+  rule = LayerRule(act_bits=bits, activation=activation)
   plain = Attention({"qk": rule, "av": rule})
   learned = quant.calibrate(plain, {}, q, k, v)
   assert bool(learned) == (bits != 32)
+  if activation == "asymmetric":  # the softmax needs no level below zero, or hardly one where few values tell
+    assert learned["av"]["zero_point_a"] <= 2 ** (bits - 5) and learned["qk"]["zero_point_a"] > 2 ** (bits - 3)
   fused = Attention({"qk": quant.PackedAttention(rule, "any", run), "av": rule})
   wanted, out = (jax.jit(model.apply)({"quant": learned}, q, k, v) for model in (plain, fused))
   assert out.shape == (2, n, 24) and out.dtype == dtype
@@ -57,6 +63,17 @@ def test_native_by_hand():
   steps = jnp.array([1.0, np.log(3.0), 0.25, 0.5])
   out = kernels.attend(q, k * np.log(3.0), v, steps, qk_bits=4, av_bits=4)
   np.testing.assert_allclose(out.reshape(-1), 0.25 * (3 * np.array([1.0, -4.0]) + np.array([0.5, 2.0])), rtol=1e-6)
+
+
+@needs_native
+def test_native_zero_points_by_hand():
+  """No levels below zero for q, k and the softmax, one for v: -7 is clipped to it, 3/4 of a step of 1/16 is 12."""
+  q, k = jnp.ones((1, 1, 1, 1)), jnp.array([1.0, -5.0]).reshape(1, 2, 1, 1)
+  v = jnp.array([[1.1, -7.0], [0.4, 2.0]]).reshape(1, 2, 1, 2)
+  q, k = (jnp.concatenate([x, jnp.zeros_like(x)], -1) for x in (q, k))
+  steps, zero_points = jnp.array([1.0, np.log(3.0), 1 / 16, 0.5]), jnp.array([0.0, 0.0, 0.0, 1.0])
+  out = kernels.attend(q, k * np.log(3.0), v, steps, zero_points, qk_bits=4, av_bits=4)
+  np.testing.assert_allclose(out.reshape(-1), (12 * np.array([1.0, -0.5]) + 4 * np.array([0.5, 2.0])) / 16, rtol=1e-6)
 
 
 @needs_native

@@ -65,7 +65,8 @@ def test_many_inputs_at_the_largest_codes():
 
 @pytest.mark.parametrize("rule", [
     LayerRule("one_basis", act_bits=4), LayerRule("multi_basis", act_bits=8), LayerRule("lsq", 3, 2),
-    LayerRule("lsq", 8, 8), LayerRule("multi_basis"), LayerRule("lsq", 5)], ids=str)
+    LayerRule("lsq", 8, 8), LayerRule("multi_basis", act_bits=4, activation="asymmetric"),
+    LayerRule("lsq", 3, 8, "asymmetric"), LayerRule("multi_basis"), LayerRule("lsq", 5)], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_layer_equals_its_formula(rule, dtype):
   """y = step sum of scale conv(codes, signs) + bias + residual, in float64; float activations are left as they are."""
@@ -88,7 +89,10 @@ def test_a_layer_equals_its_formula(rule, dtype):
   if rule.act_bits != 32:
     tensors["step"] = np.float32(0.3)
     # The same integers: compiled, x / step is x (1 / step), which may decide a tie.
-    integers = jax.jit(lambda x, step: codes(x, step, rule.act_bits))(x, tensors["step"])
+    zero_point = None
+    if rule.activation == "asymmetric":
+      zero_point = tensors["zero_point"] = np.float32(3)
+    integers = jax.jit(lambda x, step: codes(x, step, rule.act_bits, zero_point))(x, tensors["step"])
     wanted = np.asarray(integers, np.float64) * tensors["step"]
   out = jax.jit(lambda t, x, r: integer.run(rule, t, x, r, kernel_shape=shape, stride=2, padding=padding))(
       jax.tree.map(jnp.asarray, tensors), x, residual[:, :2, :2])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from binarydm_jax import quant
@@ -24,18 +25,24 @@ def unet(**fields):
                         norm_groups=4), **fields})
 
 
-def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, **fields):
-  """(model with its deployed rules, table, layers, variables); kernels, scales and steps are all random."""
+def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, activation="lsq", **fields):
+  """(model with its deployed rules, table, layers, variables); kernels, scales, steps, zero points: all random."""
   teacher = unet(**fields)
   labels = (jnp.arange(2),) if teacher.num_classes else ()
   x, t = jnp.zeros((2, *SHAPE)), jnp.zeros(2, jnp.int32)
   layers = quant.inspect_layers(teacher, x, t, *labels)
-  trained = quant.preset(weights, act_bits, weight_bits, EDGES, edge_bits).resolve(layers)
+  trained = quant.preset(weights, act_bits, weight_bits, EDGES, edge_bits, activation).resolve(layers)
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(teacher.init, jax.random.key(0), x, t, *labels)["params"]
   params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
   learned = jax.eval_shape(lambda p: quant.calibrate(teacher.clone(rules=trained), p, x, t, *labels), params)
-  learned = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.05, 0.3, leaf.shape), jnp.float32), learned)
+
+  def fill(path, leaf):
+    if path[-1].key in quant.packed_variables.ZERO_POINTS:
+      return jnp.float32(rng.integers(0, 2 ** (act_bits - 1) + 1))
+    return jnp.asarray(rng.uniform(0.05, 0.3, leaf.shape), jnp.float32)
+
+  learned = jax.tree_util.tree_map_with_path(fill, learned)
   table = deployed_table(trained)
   return teacher.clone(rules=table), table, layers, {"params": params, "quant": learned}
 
@@ -51,6 +58,8 @@ def write(path, made, **about):
 MODELS = {
     "baseline": dict(weights="baseline"),
     "lmb a4": dict(weights="lmb", act_bits=4, channel_mult=(1, 1)),
+    "lmb a4 asymmetric": dict(weights="lmb", act_bits=4, activation="asymmetric", edge_bits=8, channel_mult=(1, 1)),
+    "lsq a8 asymmetric": dict(weights="lsq", act_bits=8, activation="asymmetric"),
     "ebb a4 edges 8": dict(weights="ebb", act_bits=4, edge_bits=8),
     "lsq3 a8 conditional": dict(weights="lsq", weight_bits=3, act_bits=8, num_classes=5),
     "full precision a32": dict(weights="full_precision"),
@@ -148,6 +157,29 @@ def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value, match", [(9, "9.0, not a whole number in 0 .. 8"), (0.5, "0.5, not a whole number"),
+                                          (-1, "-1.0, not a whole"), (np.nan, "not finite")])
+def test_zero_points_that_are_none_are_refused(value, match, tmp_path):
+  made = student("baseline", act_bits=4, activation="asymmetric")
+  write(tmp_path / "m", made)
+  with safe_open(tmp_path / "m", "numpy") as file:
+    metadata = file.metadata()
+  tensors = load_file(tmp_path / "m")
+  save_file({**tensors, f"{NAME}/zero_point": np.asarray(value, np.float32)}, tmp_path / "m", metadata)
+  refused(tmp_path / "m", f"{NAME}/zero_point .*{match}" if np.isfinite(value) else match)
+  save_file({**tensors, f"{NAME}/zero_point": np.asarray(8, np.float32)}, tmp_path / "m", metadata)
+  load(tmp_path / "m", "float")
+
+
+def test_zero_points_that_drifted_are_rounded(tmp_path):
+  """An average of weights moves them by a last place; the quantizer rounds, and so does the file."""
+  made = student("baseline", act_bits=4, activation="asymmetric")
+  learned = jax.tree.map(lambda leaf: leaf, made[3]["quant"])
+  learned["middle"]["res"]["conv1"]["zero_point"] = jnp.float32(3 - 2**-20)
+  write(tmp_path / "m", (*made[:3], {"params": made[3]["params"], "quant": learned}))
+  assert load(tmp_path / "m", "float").variables["quant"]["middle"]["res"]["conv1"]["zero_point"] == 3
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ def inputs(made, batch=4):
   return x, t, jnp.arange(batch) % 3 if made[0].num_classes else None
 
 
-@pytest.mark.parametrize("name", ["lmb a4", "lsq3 a8 conditional", "lmb conditional, scale and shift",
+@pytest.mark.parametrize("name", ["lmb a4", "lmb a4 asymmetric", "lsq a8 asymmetric", "lsq3 a8 conditional",
+                                  "lmb conditional, scale and shift",
                                   "cross-attention", pytest.param("deeper", marks=pytest.mark.slow)])
 def test_agrees_with_the_trained_student(name, tmp_path):
   """Integers against the training graph: the share of flipped activation codes and the error of the prediction."""
@@ -126,11 +127,12 @@ def test_what_is_refused(tmp_path):
     model.model.apply(model.variables, x, t, None, gates)
 
 
-def test_native_kernels(tmp_path):
+@pytest.mark.parametrize("activation", ["lsq", "asymmetric"])
+def test_native_kernels(activation, tmp_path):
   """The same bits by the native kernels: layers of sign bases go there, the others to XLA, and both agree."""
   if kernels.status()[0] is None:
     pytest.skip(kernels.status()[1])
-  made = student(**DEEPER)
+  made = student(**DEEPER, activation=activation)
   write(tmp_path / "m", made)
   native, xla = load(tmp_path / "m", "cpu"), load(tmp_path / "m", "xla")
   assert native.backend == "cpu"

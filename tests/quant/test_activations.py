@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binarydm_jax.quant import initial_activation_step, lsq, lsq_activation
+from binarydm_jax.quant import fit_levels, initial_activation_step, lsq, lsq_activation
 
 # 3 bits (-4..3), step 1/2: v = 0.6, 1.2 inside; 4 and -6 clipped.
 X = np.float32([[0.3, 0.6, 2.0, -3.0]])
@@ -94,6 +94,59 @@ def test_bfloat16_input_keeps_its_type_and_the_step_gradient_is_float32():
   assert value.dtype == gradient_x.dtype == jnp.bfloat16
   assert gradient_step.dtype == jnp.float32
   np.testing.assert_allclose(gradient_step, STEP_GRADIENT, rtol=0.01)
+
+
+@pytest.mark.parametrize("bits, zero_point, low, high", [(2, 0, 0, 3), (3, 1, -1, 6), (4, 8, -8, 7), (8, 20, -20, 235)])
+def test_zero_point_moves_the_levels(bits, zero_point, low, high):
+  x = jnp.array([low - 100, low - 0.6, low, 0, 0.4, high, high + 0.6, high + 100])
+  np.testing.assert_array_equal(
+    lsq(x / 2, jnp.float32(0.5), bits, zero_point=jnp.float32(zero_point)) * 2, [low, low, low, 0, 0, high, high, high])
+
+
+def test_asymmetric_value_and_gradients_by_hand():
+  """3 bits, one level below zero (-1 .. 6): v = 0.6, 1.2, 4 inside, -6 clipped to -1; 2^-24 off is still one."""
+  value, pullback = jax.vjp(
+    lambda x, s, z: lsq_activation(x, s, 3, z), jnp.asarray(X), jnp.float32(0.5), jnp.float32(1 - 2**-24))
+  gradients = pullback(jnp.asarray(COTANGENT))
+  np.testing.assert_array_equal(value, [[0.5, 0.5, 2.0, -0.5]])
+  np.testing.assert_array_equal(gradients[0], [[1, 2, 3, 0]])
+  np.testing.assert_allclose(gradients[1], (0.4 - 2 * 0.2 + 3 * 0 + 4 * -1) / (4 * 6) ** 0.5, rtol=1e-5)
+  assert gradients[2] == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_half_of_the_levels_below_zero_is_lsq(bits):
+  x, step = 3 * jax.random.normal(jax.random.key(0), (4, 50)), jnp.float32(0.3)
+  zero_points = (None, jnp.float32(2 ** (bits - 1)))
+  outs = [jax.vjp(lambda x, s, z=z: lsq_activation(x, s, bits, z), x, step) for z in zero_points]
+  np.testing.assert_array_equal(outs[0][0], outs[1][0])
+  for one, other in zip(*(pullback(x) for _, pullback in outs)):
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_fitted_levels_are_the_best_of_all(bits):
+  """SiLU of normal values, 4 bits: one or two levels below zero. No other pair has an error smaller by a tenth."""
+  x = jax.nn.silu(jax.random.normal(jax.random.key(1), (8, 500)))
+  step, zero_point = fit_levels(x, bits)
+  assert step.dtype == zero_point.dtype == jnp.float32 and step.shape == zero_point.shape == ()
+  error = lambda step, z: float(jnp.mean((lsq(x, jnp.float32(step), bits, zero_point=jnp.float32(z)) - x) ** 2))
+  grid = [error(s, z) for s in np.geomspace(0.1, 2, 80) * float(step) for z in range(0, 2 ** (bits - 1) + 1)[:40]]
+  assert error(step, zero_point) < 1.1 * min(grid)
+  assert bits != 4 or zero_point in (1, 2)
+  signed = min(error(s, 2 ** (bits - 1)) for s in np.geomspace(0.1, 2, 80) * float(step))
+  assert error(step, zero_point) < 0.7 * signed
+
+
+def test_fitted_levels_of_other_inputs():
+  """Signed ones for what is symmetric and for zeros; none below zero for a softmax; every channel is looked at."""
+  normal = jax.random.normal(jax.random.key(2), (4, 999))
+  assert fit_levels(normal, 4)[1] in (7, 8)
+  assert fit_levels(jax.nn.softmax(normal), 4)[1] == fit_levels(jax.nn.softmax(normal), 8)[1] == 0
+  assert fit_levels(jnp.zeros((2, 3)), 4)[1] == 8
+  only_last = jnp.zeros((2, 2**13, 32)).at[..., -1].set(1.5)
+  np.testing.assert_allclose(lsq_activation(only_last, fit_levels(only_last, 4)[0], 4, fit_levels(only_last, 4)[1]),
+                             only_last, atol=1e-6)
 
 
 ARRAYS = st.lists(st.floats(-100, 100, width=32), min_size=6, max_size=6)

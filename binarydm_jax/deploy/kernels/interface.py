@@ -62,13 +62,16 @@ def prepack(signs1, signs2, kernel_shape, act_bits, path=None):
 
 
 def conv(
-  x, step, packed, scale1, scale2, bias, residual=None, *, kernel_shape, stride, padding, act_bits, bases, path=None
+  x, step, packed, scale1, scale2, bias, residual=None, zero_point=None, *, kernel_shape, stride, padding, act_bits,
+  bases, path=None,
 ):
   """y = step * (scale1 * acc1 + scale2 * acc2) + bias + residual, acc the exact integer convolutions of x's codes.
 
   Codes are those of `quant.step_size.codes`: round(clip(x * (1 / step))), half to even, the step floored at 1e-8. With
   act_bits 1 they are the sign of x, sign(0) = +1; taps on padding contribute 0 at every width. NaN counts as the
-  smallest code. Dense layers are 1 x 1 convolutions of x [1, 1, rows, cin].
+  smallest code. With a zero point z the codes, those of padding too, are lowered by 2^(b-1) - z into the range of
+  signed ones: step (2^(b-1) - z) (scale1 (sum of signs1) + scale2 (sum of signs2)) added to the bias makes up for it.
+  Dense layers are 1 x 1 convolutions of x [1, 1, rows, cin].
 
   Args:
     x: float32 [batch, h, w, cin].
@@ -76,6 +79,7 @@ def conv(
     packed: uint8, of `prepack`.
     scale1, scale2, bias: float32 [cout]; scale2 is None with one basis, bias may be None.
     residual: float32 [batch, h', w', cout], or None.
+    zero_point: float32, one number, or None: signed codes. Not with act_bits 1.
     kernel_shape: (kh, kw, cin, cout).
     stride: one number for both axes.
     padding: ((top, bottom), (left, right)).
@@ -97,12 +101,13 @@ def conv(
     raise ValueError(f"residual has shape {residual.shape}, the output {out}")
   nothing = jnp.zeros((0,), jnp.float32)
   arguments = (
-    x, jnp.reshape(step, ()), scale1, nothing if scale2 is None else scale2,
+    x, jnp.reshape(step, ()), nothing if zero_point is None else jnp.reshape(zero_point, ()), scale1,
+    nothing if scale2 is None else scale2,
     jnp.zeros((cout,), jnp.float32) if bias is None else bias, nothing if residual is None else residual,
   )  # fmt: skip
-  x, step, *others = (jnp.asarray(value, jnp.float32) for value in arguments)
+  x, step, zero_point, *others = (jnp.asarray(value, jnp.float32) for value in arguments)
   call = jax.ffi.ffi_call("binarydm_fused_conv", jax.ShapeDtypeStruct(out, jnp.float32))
-  return call(x, step, packed, *others, **attributes)
+  return call(x, step, zero_point, packed, *others, **attributes)
 
 
 def integer_conv(codes, packed, *, kernel_shape, stride, padding, act_bits, bases, path=None):

@@ -29,7 +29,7 @@ def activation_shapes(rule, input_shape, step="step"):
   """
   if rule.activation == "dynamic":
     return {f"{step}_{time}": shape for time, shape in zip(_TIME, tdq.SHAPES)}
-  if rule.activation in ("lsq", "normalised"):
+  if rule.activation in ("lsq", "asymmetric", "normalised"):
     return {}
   channels = input_shape[-1]
   if rule.activation == "redistributed":

@@ -115,12 +115,13 @@ def test_many_pixels(bits, path):
     np.testing.assert_array_equal(got[0], reference(codes, signs, stride, padding))
 
 
-def fused(path, bits, x, step, signs, scales, bias, residual, bases, padding=((1, 1), (1, 1))):
+def fused(path, bits, x, step, signs, scales, bias, residual, bases, padding=((1, 1), (1, 1)), zero_point=None):
   shape = signs.shape[1:]
   packed = kernels.prepack(signs[0], signs[1] if bases == 2 else None, shape, bits, path=path)
   call = jax.jit(
     lambda x, packed: kernels.conv(
-      x, step, packed, scales[0], scales[1] if bases == 2 else None, bias, residual, kernel_shape=shape, stride=1,
+      x, step, packed, scales[0], scales[1] if bases == 2 else None, bias, residual, zero_point, kernel_shape=shape,
+      stride=1,
       padding=padding, act_bits=bits, bases=bases, path=path,
     )  # fmt: skip
   )
@@ -147,6 +148,34 @@ def test_fused(bits, bases, extras):
   expected = step * expected + (bias if extras else 0) + (residual if extras else 0)
   for path in PATHS:
     np.testing.assert_array_equal(fused(path, bits, x, step, signs, scales, bias, residual, bases), expected, path)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bases", [1, 2])
+def test_fused_with_a_zero_point(bits, bases):
+  """Sums of codes lowered by 2^(b-1) - z, at the borders too: the same bits on every path."""
+  rng = np.random.default_rng(bits)
+  step = np.float32(0.37)
+  x = step * 2**bits * rng.standard_normal((2, 7, 6, 21), np.float32)
+  signs, scales = rng.random((2, 3, 3, 21, 37)) < 0.5, rng.random((2, 37), np.float32)
+  bias, residual = rng.standard_normal(37, np.float32), rng.standard_normal((2, 7, 6, 37), np.float32)
+  for zero_point in {0, 1, 2 ** (bits - 2), 2 ** (bits - 1)}:
+    codes, lower = np.asarray(lsq_codes(jnp.asarray(x), step, bits, zero_point)), 2 ** (bits - 1) - zero_point
+    assert (codes.min(), codes.max()) == (-zero_point, 2**bits - 1 - zero_point)
+    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1), (0, 0))) - lower
+    acc = [reference(padded, s, 1, ((0, 0), (0, 0))).astype(np.float32) for s in signs]
+    expected = scales[0] * acc[0] + (scales[1] * acc[1] if bases == 2 else 0)
+    expected = step * expected + bias + residual
+    for path in PATHS:
+      got = fused(path, bits, x, step, signs, scales, bias, residual, bases, zero_point=np.float32(zero_point))
+      np.testing.assert_array_equal(got, expected, path)
+
+
+def test_zero_points_that_are_refused():
+  x, signs, scales = np.ones((1, 3, 3, 4), np.float32), np.ones((1, 3, 3, 4, 2)) > 0, np.ones((2, 2), np.float32)
+  for bits, value in ((1, 0), (4, np.nan)):
+    with pytest.raises(Exception, match="a zero point is a number, of activations of at least 2 bits"):
+      fused(PATHS[0], bits, x, np.float32(1), signs, scales, None, None, 1, zero_point=np.float32(value))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

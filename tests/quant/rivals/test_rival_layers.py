@@ -304,7 +304,7 @@ def test_first_values_of_tdq_are_hes_and_repeat():
 def test_rules():
   """What cannot be is refused when the rule is made."""
   for fields, match in (
-    (dict(activation="clipped"), "activation 'clipped' is not one of lsq, normalised"),
+    (dict(activation="clipped"), "activation 'clipped' is not one of lsq, asymmetric"),
     (dict(response="relu"), "response 'relu' is not one of none, rprelu"),
     (dict(activation="shifted"), "activation 'shifted' needs act_bits below 32"),
     (dict(activation="redistributed", act_bits=4), "'redistributed', 'none' need num_timesteps"),
@@ -314,6 +314,8 @@ def test_rules():
       LayerRule(**fields)
   with pytest.raises(ValueError, match="'bidm' is not one of .*lsq, reactnet, insta_bnn, bi_diffsr, q_dm, tdq"):
     quant.preset("bidm")
+  asymmetric = LayerRule("one_basis", act_bits=4, activation="asymmetric")
+  assert asymmetric.plain and asymmetric.of_product().activation == "asymmetric" and not asymmetric.timed
   assert LayerRule().plain and not LayerRule().timed
   assert not quant.needs_timesteps(None) and not quant.needs_timesteps({"a": rule_of("shifted", "rprelu")})
   assert quant.needs_timesteps({"a": LayerRule(), "b": rule_of("dynamic")})

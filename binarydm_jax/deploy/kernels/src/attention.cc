@@ -107,12 +107,14 @@ class Heads {
     std::vector<int8_t> codes(a_.channels);
     for (int64_t key = 0; key < a_.keys; ++key) {
       const int64_t at = key * row() + head * a_.channels;
-      quantize(k_ + at, a_.channels, a_.k_step, a_.qk_bits, codes.data());
-      for (int64_t c = 0; c < a_.channels; ++c) *place(k, channel_pairs_, c, key) = codes[c];
-      quantize(v_ + at, a_.channels, a_.v_step, a_.av_bits, codes.data());
-      for (int64_t c = 0; c < a_.channels; ++c) *place(v, key_pairs_, key, c) = codes[c];
+      quantize(k_ + at, a_.channels, a_.k_codes.step, a_.k_codes.bits, a_.k_codes.lower, codes.data());
+      for (int64_t c = 0; c < a_.channels; ++c) *place(k, channel_pairs_, c, key) = raised(codes[c], a_.k_codes);
+      quantize(v_ + at, a_.channels, a_.v_codes.step, a_.v_codes.bits, a_.v_codes.lower, codes.data());
+      for (int64_t c = 0; c < a_.channels; ++c) *place(v, key_pairs_, key, c) = raised(codes[c], a_.v_codes);
     }
   }
+
+  static int16_t raised(int8_t code, const Attention::Codes& of) { return static_cast<int16_t>(code + of.lower); }
 
   static int16_t* place(int16_t* panel, int64_t pairs, int64_t input, int64_t output) {
     return panel + ((output / kLanes * pairs + input / 2) * kLanes + output % kLanes) * 2 + input % 2;
@@ -136,13 +138,14 @@ class Heads {
       // Rows beyond the last query hold what an earlier one left.
       const int64_t count = std::min<int64_t>(kRows, to - first);
       for (int64_t r = 0; r < count; ++r) {
-        quantize(q_ + (first + r) * row() + head * a_.channels, a_.channels, a_.q_step, a_.qk_bits, codes);
-        std::copy_n(codes, a_.channels, queries + r * 2 * channel_pairs_);
+        quantize(q_ + (first + r) * row() + head * a_.channels, a_.channels, a_.q_codes.step, a_.q_codes.bits,
+                 a_.q_codes.lower, codes);
+        for (int64_t c = 0; c < a_.channels; ++c) queries[r * 2 * channel_pairs_ + c] = raised(codes[c], a_.q_codes);
       }
       multiply(queries, channel_pairs_, k, key_blocks_, sums);
       for (int64_t r = 0; r < count; ++r) softmax(sums + r * keys, logits, weights + r * keys);
       multiply(weights, key_pairs_, k + k_size_, channel_blocks_, values);
-      const float unit = a_.weight_step * a_.v_step;
+      const float unit = a_.weight_codes.step * a_.v_codes.step;
       for (int64_t r = 0; r < count; ++r) {
         float* const out = out_ + (first + r) * row() + head * a_.channels;
         for (int64_t c = 0; c < a_.channels; ++c) out[c] = unit * static_cast<float>(values[r * channels + c]);
@@ -152,14 +155,14 @@ class Heads {
 
   // Sums of one query -> codes of its softmax.
   void softmax(const int32_t* sums, float* logits, int16_t* weights) const {
-    const float unit = a_.q_step * a_.k_step;
+    const float unit = a_.q_codes.step * a_.k_codes.step;
     int32_t most = sums[0];
     for (int64_t i = 1; i < a_.keys; ++i) most = std::max(most, sums[i]);
     const float largest = unit * static_cast<float>(most);
     for (int64_t i = 0; i < a_.keys; ++i) logits[i] = unit * static_cast<float>(sums[i]) - largest;
     exponentials(logits, a_.keys);
-    const float total = sum(logits, a_.keys), reciprocal = 1.0f / a_.weight_step;
-    const float high = static_cast<float>((1 << (a_.av_bits - 1)) - 1), magic = 12582912.0f;
+    const float total = sum(logits, a_.keys), reciprocal = 1.0f / a_.weight_codes.step;
+    const float high = static_cast<float>(a_.weight_codes.lower + (1 << (a_.weight_codes.bits - 1)) - 1), magic = 12582912.0f;
     for (int64_t i = 0; i < a_.keys; ++i) {
       float v = logits[i] / total * reciprocal;
       v = v < high ? v : high;
@@ -193,8 +196,11 @@ void binarydm::attend(const Attention&, Executor&) {}
 
 const char* binarydm::attention_error(const Attention& a) {
   if (a.batch < 0 || a.queries < 1 || a.keys < 1 || a.heads < 1 || a.channels < 1) return "sizes are at least 1";
-  if (a.qk_bits < 2 || a.qk_bits > 8 || a.av_bits < 2 || a.av_bits > 8) return "operands have 2 to 8 bits";
-  // So that sums stay inside 32 bits.
-  if (a.channels > 1 << 12 || a.keys > 1 << 16) return "a head has at most 4096 channels and 65536 keys";
+  for (const auto& codes : {a.q_codes, a.k_codes, a.weight_codes, a.v_codes}) {
+    if (codes.bits < 2 || codes.bits > 8) return "operands have 2 to 8 bits";
+    if (codes.lower < 0 || codes.lower > 1 << (codes.bits - 1)) return "zero points are 0 to 2^(bits - 1)";
+  }
+  // So that sums stay inside 32 bits: codes of 8 bits are at most 255.
+  if (a.channels > 1 << 12 || a.keys > 1 << 15) return "a head has at most 4096 channels and 32768 keys";
   return nullptr;
 }

@@ -7,8 +7,12 @@ namespace binarydm {
 
 struct Attention {
   int64_t batch, queries, keys, heads, channels;  // channels of a head
-  int qk_bits, av_bits;                           // 2 to 8
-  float q_step, k_step, weight_step, v_step;      // positive
+  struct Codes {
+    int bits;    // 2 to 8
+    float step;  // positive
+    int lower;   // 0: signed codes; see quantize.h
+  };
+  Codes q_codes, k_codes, weight_codes, v_codes;
   const float* q;                                 // [batch, queries, heads, channels]
   const float *k, *v;                             // [batch, keys, heads, channels]
   float* out;                                     // as q

@@ -28,7 +28,7 @@ class Conv {
   Conv(const Path& path, const Scheme& scheme, const Geometry& geometry, const uint8_t* weights, const Fused* fused,
        const int8_t* codes, int32_t* acc, Executor& executor)
       : path_(path), scheme_(scheme), g_(pointwise(geometry)), weights_(weights), fused_(fused), codes_(codes),
-        acc_(acc), executor_(executor), out_height_(g_.out_height()), out_width_(g_.out_width()),
+        acc_(acc), executor_(executor), zero_(static_cast<int8_t>(fused ? -fused->lower : 0)), out_height_(g_.out_height()), out_width_(g_.out_width()),
         slots_(scheme.pairs ? out_width_ + out_width_ % 2 : out_width_), left_(scheme.pairs ? g_.left : 0),
         columns_(g_.width + (scheme.pairs ? g_.left + g_.right : 0)), ahead_(scheme.pairs ? g_.stride : 0), taps_(g_.kernel.kh * g_.kernel.kw), blocks_(blocks_of(scheme, g_.kernel)),
         block_bytes_(block_bytes(scheme, g_.kernel)), pixel_bytes_(scheme.pixel_bytes(g_.kernel.cin)) {}
@@ -77,7 +77,7 @@ class Conv {
     encoded_ = memory.data();
     sums_ = reinterpret_cast<int32_t*>(encoded_ + round_up((in_pixels + 1) * pixel_bytes_, 4));
     padding_ = in_pixels;
-    const std::vector<int8_t> zeros((1 + ahead_) * g_.kernel.cin);
+    const std::vector<int8_t> zeros((1 + ahead_) * g_.kernel.cin, zero_);
     scheme_.encode(zeros.data(), 1, ahead_, g_.kernel.cin, encoded_ + padding_ * pixel_bytes_, sums_ + padding_);
 
     const int64_t piece = std::max<int64_t>(1, std::min<int64_t>(in_pixels / (2 * executor.threads()),
@@ -115,12 +115,12 @@ class Conv {
       const int64_t offset = (row * g_.width + x) * cin, rest = pixel + count + ahead_ - p;
       if (p >= all || x < 0 || x >= g_.width) {
         run = 1;
-        std::fill_n(to, cin, int8_t{0});
+        std::fill_n(to, cin, zero_);
         continue;
       }
       run = std::min(rest, g_.width - x);
       if (fused_) {
-        path_.quantize(fused_->x + offset, run * cin, fused_->step, g_.kernel.bits, to);
+        path_.quantize(fused_->x + offset, run * cin, fused_->step, g_.kernel.bits, fused_->lower, to);
       } else {
         std::copy_n(codes_ + offset, run * cin, to);
       }
@@ -210,6 +210,7 @@ class Conv {
   const int8_t* const codes_;
   int32_t* const acc_;
   Executor& executor_;
+  const int8_t zero_;  // the code of 0
   const int64_t out_height_, out_width_;
   // Places in a row of the output: an even number where a scheme wants pairs. Encoded columns: with the padding then,
   // `left_` of it before the image, so that the second of a pair is always `ahead_` pixels after the first.

@@ -21,6 +21,7 @@ const char* geometry_error(const Geometry&);
 struct Fused {
   const float* x;         // [batch, height, width, cin]
   float step;             // positive
+  int lower;              // what codes, and those of the padding, are lowered by; 0: signed codes
   const float* scale1;    // [cout]
   const float* scale2;    // [cout]; not read with one basis
   const float* bias;      // [cout]
@@ -28,7 +29,7 @@ struct Fused {
   float* y;               // [batch, h', w', cout]
 };
 
-// step * (scale1 * acc1 + scale2 * acc2) + bias + residual.
+// step * (scale1 * acc1 + scale2 * acc2) + bias + residual, the sums those of lowered codes.
 void fused_conv(const Path&, const Scheme&, const Geometry&, const uint8_t* weights, const Fused&, Executor&);
 
 // codes [batch, height, width, cin] -> acc [bases, batch, h', w', cout].

@@ -1,5 +1,6 @@
 // What Python calls: XLA's custom calls, and plain C for packing.
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <string_view>
 
@@ -29,6 +30,12 @@ class Pool : public Executor {
 };
 
 ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument("binary convolution: " + message); }
+
+// What codes are lowered by, of a finite zero point; beyond the range of zero points, as at its ends.
+int lowered_by(float zero_point, int bits) {
+  const int half = 1 << (bits - 1);
+  return half - static_cast<int>(std::lround(std::min(std::max(zero_point, 0.0f), static_cast<float>(half))));
+}
 
 struct Call {
   Geometry geometry;
@@ -63,7 +70,7 @@ ffi::Error prepare(Call& call, std::string_view path, ffi::Span<const int64_t> k
 }
 
 ffi::Error fused(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> step,
-                 ffi::Buffer<ffi::U8> packed, ffi::Buffer<ffi::F32> scale1, ffi::Buffer<ffi::F32> scale2,
+                 ffi::Buffer<ffi::F32> zero_point, ffi::Buffer<ffi::U8> packed, ffi::Buffer<ffi::F32> scale1, ffi::Buffer<ffi::F32> scale2,
                  ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::ResultBuffer<ffi::F32> y,
                  std::string_view path, ffi::Span<const int64_t> kernel_shape, int64_t stride,
                  ffi::Span<const int64_t> padding, int64_t bits, int64_t bases, int64_t threads) {
@@ -72,17 +79,21 @@ ffi::Error fused(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi:
                              y->dimensions());
   if (error.failure()) return error;
   const size_t cout = call.geometry.kernel.cout;
-  if (step.element_count() != 1 || scale1.element_count() != cout || bias.element_count() != cout ||
+  if (step.element_count() != 1 || zero_point.element_count() > 1 || scale1.element_count() != cout || bias.element_count() != cout ||
       scale2.element_count() != (bases == 2 ? cout : 0)) {
     return invalid("step, scales or bias have another size");
   }
   const bool with_residual = residual.element_count() > 0;
   if (with_residual && residual.element_count() != y->element_count()) return invalid("residual has another size");
+  if (zero_point.element_count() && (bits < 2 || !std::isfinite(zero_point.typed_data()[0]))) {
+    return invalid("a zero point is a number, of activations of at least 2 bits");
+  }
+  const int lower = zero_point.element_count() ? lowered_by(zero_point.typed_data()[0], static_cast<int>(bits)) : 0;
   // As quant.step_size does.
   const float floored = std::max(step.typed_data()[0], 1e-8f);
   Pool executor(pool, threads);
   fused_conv(*call.path, *call.scheme, call.geometry, call.weights,
-             {x.typed_data(), floored, scale1.typed_data(), scale2.typed_data(), bias.typed_data(),
+             {x.typed_data(), floored, lower, scale1.typed_data(), scale2.typed_data(), bias.typed_data(),
               with_residual ? residual.typed_data() : nullptr, y->typed_data()},
              executor);
   return ffi::Error::Success();
@@ -102,14 +113,17 @@ ffi::Error integer(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> codes, ffi::Buffer
 }
 
 ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v,
-                     ffi::Buffer<ffi::F32> steps, ffi::ResultBuffer<ffi::F32> out, int64_t qk_bits, int64_t av_bits,
+                     ffi::Buffer<ffi::F32> steps, ffi::Buffer<ffi::F32> zero_points, ffi::ResultBuffer<ffi::F32> out, int64_t qk_bits, int64_t av_bits,
                      int64_t threads) {
   const auto wrong = [](const char* what) {
     return ffi::Error::InvalidArgument(std::string("attention of codes: ") + what);
   };
   if (!attention_runs()) return wrong("not on this processor");
   const auto shape = q.dimensions(), keys = k.dimensions();
-  if (shape.size() != 4 || keys.size() != 4 || steps.element_count() != 4) return wrong("wrong ranks");
+  if (shape.size() != 4 || keys.size() != 4 || steps.element_count() != 4 ||
+      zero_points.element_count() != 4) {
+    return wrong("wrong ranks");
+  }
   const auto same = [](ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end());
   };
@@ -117,11 +131,16 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
       !same(out->dimensions(), shape)) {
     return wrong("operands have other shapes");
   }
-  float step[4];
-  for (int i = 0; i < 4; ++i) step[i] = std::max(steps.typed_data()[i], 1e-8f);
-  const auto narrow = [](int64_t bits) { return static_cast<int>(bits < 0 || bits > 32 ? 0 : bits); };
-  const Attention a = {shape[0], shape[1], keys[1], shape[2], shape[3], narrow(qk_bits), narrow(av_bits), step[0],
-                       step[1], step[2], step[3], q.typed_data(), k.typed_data(), v.typed_data(), out->typed_data()};
+  Attention::Codes codes[4];
+  for (int i = 0; i < 4; ++i) {
+    const int64_t bits = i < 2 ? qk_bits : av_bits;
+    if (bits < 2 || bits > 8) return wrong("operands have 2 to 8 bits");
+    if (!std::isfinite(zero_points.typed_data()[i])) return wrong("a zero point is not finite");
+    codes[i] = {static_cast<int>(bits), std::max(steps.typed_data()[i], 1e-8f),
+                lowered_by(zero_points.typed_data()[i], static_cast<int>(bits))};
+  }
+  const Attention a = {shape[0], shape[1], keys[1], shape[2], shape[3], codes[0], codes[1], codes[2], codes[3],
+                       q.typed_data(), k.typed_data(), v.typed_data(), out->typed_data()};
   if (const char* error = attention_error(a)) return wrong(error);
   Pool executor(pool, threads);
   attend(a, executor);
@@ -138,6 +157,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(binarydm_attention, binarydm::attention,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("qk_bits")
                                   .Attr<int64_t>("av_bits")
@@ -146,6 +166,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(binarydm_attention, binarydm::attention,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(binarydm_fused_conv, binarydm::fused,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U8>>()

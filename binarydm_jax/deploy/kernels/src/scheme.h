@@ -61,8 +61,8 @@ struct Path {
   const char* name;
   // The scheme for activations of 1, 2, 3, 4 or 8 bits; null: no such width.
   const Scheme* (*scheme)(int bits);
-  // round(clip(x * (1 / step))), half to even; for one bit +1 where x >= 0, else -1. NaN becomes the smallest code.
-  void (*quantize)(const float* x, size_t count, float step, int bits, int8_t* codes);
+  // round(clip(x * (1 / step))) - lower, half to even; for one bit +1 where x >= 0, else -1. NaN becomes the smallest code.
+  void (*quantize)(const float* x, size_t count, float step, int bits, int lower, int8_t* codes);
   void (*finish)(const Epilogue&);
 };
 
