@@ -9,6 +9,7 @@ import numpy as np
 
 from binarydm_jax.quant.inspection import inspect_layers
 from binarydm_jax.quant.layers import calibrate
+from binarydm_jax.quant.packed_variables import ZERO_POINTS
 from binarydm_jax.quant.rules import Rules
 
 
@@ -62,7 +63,8 @@ def untrained(before, after):
   """Paths of the leaves that training left exactly as they were, such as ["quant/qkv/step"]; [] if all moved.
 
   A check for after some steps. All of "quant" in the list means that the optimizer was given `params` alone. A single
-  leaf may be there with reason: no gradient reaches it yet, as behind a gate that starts at zero.
+  leaf may be there with reason: no gradient reaches it yet, as behind a gate that starts at zero. Zero points, which are
+  not trained, are left out.
 
   Args:
     before: {"params", "quant"} as `binarize` gave it, not donated (`jax.device_get` keeps it).
@@ -70,7 +72,8 @@ def untrained(before, after):
   """
   after = _flat(jax.device_get(after))
   return [name for name, leaf in _flat(jax.device_get(before)).items()
-          if name not in after or np.array_equal(leaf, after[name])]
+          if name.rpartition("/")[2] not in ZERO_POINTS
+          and (name not in after or np.array_equal(leaf, after[name]))]
 
 
 def _flat(tree):

@@ -29,6 +29,8 @@ def with_all_of_them(problem):
     if layer.block == "middle":
       (rule,) = quant.preset(by_name[layer.path.removeprefix("middle/")], 4, num_timesteps=1000).rules
       table[layer.path] = rule.layer.of_product() if layer.kind == "matmul" else rule.layer
+  for path in ("middle/res/emb", "middle/attn/qk"):
+    table[path] = dataclasses.replace(table[path], activation="asymmetric")
   return dataclasses.replace(problem, table=table, student=problem.teacher.clone(rules=table))
 
 
@@ -40,6 +42,10 @@ def test_three_steps():
     problem, first, _, state, metrics = student_run(3, **fields)
   assert untrained(first.variables, state.variables) == []
   assert problem.mimic and not problem.distil and problem.gates_fn is None
+  # Zero points, of the asymmetric layers, stay whole numbers.
+  before, after = (tree["quant"]["middle"] for tree in (first.variables, state.variables))
+  assert before["attn"]["qk"]["zero_point_a"] == after["attn"]["qk"]["zero_point_a"] in range(9)
+  assert before["res"]["emb"]["zero_point"] == after["res"]["emb"]["zero_point"] in range(8)
   names = {path.rpartition("/")[2] for path in flax.traverse_util.flatten_dict(first.variables["quant"], sep="/")}
   assert names >= {"shift", "moment", "response_gamma", "step", "step_time2", "step_a", "step_b_time0", "scale1"}
   for m in metrics:
@@ -69,7 +75,7 @@ def test_methods_resolve_by_name_and_by_part():
   ({"method": "tdq", "quant.act_bits": 32}, r"quant.activation 'dynamic' \(of method 'tdq'\) .* is 32: take 8, 4"),
   ({"method": "reactnet", "export.stablehlo": True}, r"export.stablehlo .* 'reactnet' has activation 'shifted'"),
   ({"method": "bidm"}, r"method 'bidm' is not one of .*lsq, reactnet, insta_bnn, bi_diffsr, q_dm, tdq"),
-  ({"quant.activation": "sign"}, r"quant.activation 'sign' is not one of method, lsq, normalised"),
+  ({"quant.activation": "sign"}, r"quant.activation 'sign' is not one of method, lsq, asymmetric, normalised"),
   ({"quant.response": "relu"}, r"quant.response 'relu' is not one of method, none, rprelu, timed_rprelu"),
   ({"distill.prediction": "yes"}, r"distill.prediction 'yes' is not one of method, on, off"),
   ({"distill.prediction_weight": -1.0}, r"distill.prediction_weight is -1.0; it must be at least 0"),
@@ -100,10 +106,11 @@ def test_info(name, baseline, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", quant.RIVALS)
-def test_the_whole_job(name, tmp_path):
+@pytest.mark.parametrize("name, activation", [(name, "method") for name in quant.RIVALS] + [("lmb", "asymmetric")])
+def test_the_whole_job(name, activation, tmp_path):
   """Teacher, student, packed file, samples, report, through the command line's own functions; the file is sampled."""
-  config = tiny.get_config(method=name, **{"model.channel_mult": (1,), "student.steps": 4})
+  fields = {"model.channel_mult": (1,), "student.steps": 4, "quant.activation": activation}
+  config = tiny.get_config(method=name, **fields)
   main.run(config, str(tmp_path), "all")
   results = json.loads((tmp_path / "results.json").read_text())
   assert results["method"] == name and results["models"][1]["bits"] == "1/4"
