@@ -63,8 +63,8 @@ def untrained(before, after):
   """Paths of the leaves that training left exactly as they were, such as ["quant/qkv/step"]; [] if all moved.
 
   A check for after some steps. All of "quant" in the list means that the optimizer was given `params` alone. A single
-  leaf may be there with reason: no gradient reaches it yet, as behind a gate that starts at zero. Zero points, which are
-  not trained, are left out.
+  leaf may be there with reason: no gradient reaches it yet, as behind a gate that starts at zero. Zero points are left
+  out: they are not trained.
 
   Args:
     before: {"params", "quant"} as `binarize` gave it, not donated (`jax.device_get` keeps it).
