@@ -47,7 +47,8 @@ struct Aligned {
   uint8_t* data;
 };
 
-std::vector<int32_t> reference(const Case& c) {
+// `zero`: the code of the padding.
+std::vector<int32_t> reference(const Case& c, int zero = 0) {
   const Geometry& g = c.geometry;
   const Shape& k = g.kernel;
   std::vector<int32_t> out;
@@ -60,9 +61,9 @@ std::vector<int32_t> reference(const Case& c) {
             for (int i = 0; i < k.kh; ++i)
               for (int j = 0; j < k.kw; ++j) {
                 const int64_t y = row * g.stride - g.top + i, x = column * g.stride - g.left + j;
-                if (y < 0 || x < 0 || y >= g.height || x >= g.width) continue;
+                const bool inside = y >= 0 && x >= 0 && y < g.height && x < g.width;
                 for (int ci = 0; ci < k.cin; ++ci) {
-                  const int64_t code = c.codes[((n * g.height + y) * g.width + x) * k.cin + ci];
+                  const int64_t code = !inside ? zero : c.codes[((n * g.height + y) * g.width + x) * k.cin + ci];
                   sum += c.signs[(((int64_t{basis} * k.kh + i) * k.kw + j) * k.cin + ci) * k.cout + o] ? code : -code;
                 }
               }
@@ -122,18 +123,21 @@ bool check(const Path& path, const Case& c) {
   // Fused: inputs that round to the codes, powers of two, so that any order of operations gives the same float.
   const size_t outputs = expected.size() / k.bases;
   const float step = 0.25f;
+  // Codes lowered by up to the whole range below zero, the padding with them.
+  const int lower = k.bits == 1 ? 0 : uniform(0, 1 << (k.bits - 1));
+  const std::vector<int32_t> sums = reference(c, -lower);
   std::vector<float> x(c.codes.size()), scale1(k.cout, 0.5f), scale2(k.cout, 2.0f), bias(k.cout, 3.0f);
   std::vector<float> residual(outputs, -1.0f), y(outputs);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = (c.codes[i] + 0.01f * uniform(-49, 49)) * step;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = (c.codes[i] + lower + 0.01f * uniform(-49, 49)) * step;
   {
     Threads threads;
     fused_conv(path, scheme, g, weights,
-               {x.data(), step, scale1.data(), k.bases == 2 ? scale2.data() : nullptr, bias.data(), residual.data(),
+               {x.data(), step, lower, scale1.data(), k.bases == 2 ? scale2.data() : nullptr, bias.data(), residual.data(),
                 y.data()},
                threads);
   }
   for (size_t i = 0; i < outputs; ++i) {
-    const float sum = 0.5f * expected[i] + (k.bases == 2 ? 2.0f * expected[outputs + i] : 0.0f);
+    const float sum = 0.5f * sums[i] + (k.bases == 2 ? 2.0f * sums[outputs + i] : 0.0f);
     if (y[i] != 0.25f * sum + 2.0f) {
       std::printf("%s: wrong float, %d bits: %g\n", path.name, k.bits, y[i]);
       return false;
@@ -145,14 +149,17 @@ bool check(const Path& path, const Case& c) {
 // Inputs are whole steps. Weights that lie near the middle of two codes may be rounded to either.
 bool check_attention() {
   const int bits = uniform(2, 8), top = (1 << (bits - 1)) - 1;
-  Attention a = {uniform(1, 2), uniform(1, 40), uniform(1, 70), uniform(1, 3), uniform(1, 40), bits, bits, 0.25f, 0.5f,
-                 0.5f / top, 0.125f, nullptr, nullptr, nullptr, nullptr};
+  const int q_low = uniform(0, top + 1), k_low = uniform(0, top + 1), v_low = uniform(0, top + 1);
+  const int most_code = top + uniform(0, top + 1);  // of the softmax
+  Attention a = {uniform(1, 2), uniform(1, 40), uniform(1, 70), uniform(1, 3), uniform(1, 40), {bits, 0.25f, q_low},
+                 {bits, 0.5f, k_low}, {bits, 0.5f / most_code, most_code - top}, {bits, 0.125f, v_low}, nullptr, nullptr,
+                 nullptr, nullptr};
   const int64_t row = a.heads * a.channels;
   std::vector<float> q(a.batch * a.queries * row), k(a.batch * a.keys * row), v(k.size()), out(q.size());
-  for (float& x : q) x = a.q_step * uniform(-top - 1, top);
-  for (float& x : k) x = a.k_step * uniform(-top - 1, top) / (1 + a.channels);
-  for (float& x : v) x = a.v_step * uniform(-top - 1, top);
-  for (float& x : k) x = a.k_step * std::nearbyint(x / a.k_step);
+  const auto code = [&](int lower) { return lower + uniform(-top - 1, top); };
+  for (float& x : q) x = a.q_codes.step * code(q_low);
+  for (float& x : k) x = a.k_codes.step * std::nearbyint(float(code(k_low)) / (1 + a.channels));
+  for (float& x : v) x = a.v_codes.step * code(v_low);
   a.q = q.data(), a.k = k.data(), a.v = v.data(), a.out = out.data();
   {
     Threads threads;
@@ -171,9 +178,9 @@ bool check_attention() {
       }
       for (double& w : weights) total += w = std::exp(w - most);
       for (double& w : weights) {
-        const double steps = w / total / a.weight_step;
-        if (std::fabs(steps - std::floor(steps) - 0.5) < 1e-3) doubt += a.weight_step * a.v_step * (top + 1);
-        w = std::nearbyint(std::min<double>(steps, top)) * a.weight_step;
+        const double steps = w / total / a.weight_codes.step;
+        if (std::fabs(steps - std::floor(steps) - 0.5) < 1e-3) doubt += a.weight_codes.step * a.v_codes.step * (v_low + top + 1);
+        w = std::nearbyint(std::min<double>(steps, most_code)) * a.weight_codes.step;
       }
       for (int64_t c = h * a.channels; c < (h + 1) * a.channels; ++c) {
         double expected = 0;
