@@ -1,6 +1,7 @@
 """Pictures of a study: quality of each row, quality against size, training curves, samples side by side."""
 
 import functools
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def write(folder, summaries):
     students = [row for row in rows if row["name"] != TEACHER]
     if students:
       draw = functools.partial(_draw_rows, rows, metric, label)
-      save(f"{metric}.png", panels.draw_panel(draw, THEME, (7.5, 0.9 + 0.32 * len(rows))))
+      lines = max(name.count("\n") for name in map(_name, rows)) + 1
+      save(f"{metric}.png", panels.draw_panel(draw, THEME, (7.5, 0.9 + (0.2 + 0.12 * lines) * len(rows))))
       draw = functools.partial(_draw_sizes, students, metric, label)
       save(f"{metric}_by_size.png", panels.draw_panel(draw, THEME, (7.5, 4.2)))
   curves = training_curves(folder, [row for row in summaries if row["group"] == "core" and row["name"] != TEACHER])
@@ -49,6 +51,11 @@ def _error(metric):
   return 0.0 if metric["std"] is None else metric["std"]
 
 
+def _name(row):
+  """Label and bits, in lines that leave room for the plot."""
+  return "\n".join(textwrap.wrap(f"{row['label']}  W{row['bits'].replace('/', 'A')}", 42, drop_whitespace=False))
+
+
 def _draw_rows(rows, metric, label, axes, theme):
   """A line for each row, in the order of the table: a dot for each seed, mean and standard deviation."""
   for place, row in enumerate(rows):
@@ -56,7 +63,7 @@ def _draw_rows(rows, metric, label, axes, theme):
     color = theme["teacher" if row["bits"] == "32/32" else "student"]
     axes.plot(found["values"], [place] * len(found["values"]), "o", color=color, alpha=0.35, markersize=3.5)
     axes.errorbar(found["mean"], place, xerr=_error(found), fmt="o", color=color, markersize=5.5, capsize=3)
-  axes.set_yticks(range(len(rows)), [f"{row['label']}  W{row['bits'].replace('/', 'A')}" for row in rows])
+  axes.set_yticks(range(len(rows)), map(_name, rows))
   axes.set_ylim(len(rows) - 0.4, -0.6)
   axes.set_xlabel(f"{label}; lower is better")
 
