@@ -55,6 +55,6 @@ def run_native(q, k, v, qk, av, qk_bits, av_bits):
     return run(q, k, v, qk, av, qk_bits, av_bits)
   operands = [(part, name, bits) for part, bits in ((qk, qk_bits), (av, av_bits)) for name in ("step_a", "step_b")]
   steps = jnp.stack([part[name] for part, name, _ in operands])
-  signed = [2 ** (bits - 1) for _, _, bits in operands]
-  zero_points = [jnp.float32(part.get(zero_point_name(name), z)) for (part, name, _), z in zip(operands, signed)]
+  # Signed codes are those of which half lie below zero.
+  zero_points = [part.get(zero_point_name(name), 2 ** (bits - 1)) for part, name, bits in operands]
   return kernels.attend(q, k, v, steps, jnp.stack(zero_points), qk_bits=qk_bits, av_bits=av_bits).astype(q.dtype)

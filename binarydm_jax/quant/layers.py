@@ -239,7 +239,8 @@ class QuantMatmul(_Quantized):
 def calibrate(model, params, *inputs, **kwargs):
   """The collection `quant` for given weights: one forward pass with every layer quantized.
 
-  Weight scales start from the weights, each activation step at 2 mean|x| / sqrt(qp) of what reaches its layer.
+  Weight scales start from the weights, each activation step at 2 mean|x| / sqrt(qp) of what reaches its layer, or
+  with its zero point where `activations.fit_levels` has them.
 
   Args:
     model: a flax module with quantized layers.

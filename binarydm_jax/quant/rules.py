@@ -16,6 +16,7 @@ ACTIVATION_BITS = (32, 8, 4, 3, 2)
 # channel of a layer's input.
 ACTIVATIONS = ("lsq", "asymmetric", "normalised", "dynamic", "shifted", "instance", "redistributed")
 _OF_ANY_INPUT = ACTIVATIONS[:4]
+INTEGER_ACTIVATIONS = ACTIVATIONS[:2]  # a step and a zero point an input: the packed runtime computes in integers
 RESPONSES = ("none", "rprelu", "timed_rprelu")
 # Published methods as (activation, response), with weights of one basis.
 RIVALS = {
@@ -74,7 +75,7 @@ class LayerRule:
   @property
   def plain(self):
     """Whether integers can compute it: no more than a step and a zero point an input, nothing after the product."""
-    return self.activation in ("lsq", "asymmetric") and self.response == "none"
+    return self.activation in INTEGER_ACTIVATIONS and self.response == "none"
 
   @property
   def timed(self):

@@ -8,7 +8,7 @@ from binarydm_jax.evaluation import features
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
 from binarydm_jax.models.unet import REMAT
-from binarydm_jax.quant.rules import ACTIVATIONS, RESPONSES, WEIGHT_PRESETS
+from binarydm_jax.quant.rules import ACTIVATIONS, INTEGER_ACTIVATIONS, RESPONSES, WEIGHT_PRESETS
 
 CHOICES = {
   "data.channels": (1, 3),
@@ -152,7 +152,7 @@ def check_method(config, method):
         f"quant.activation {method.activation!r} (of method {config.method!r}) changes what is quantized, and"
         " quant.act_bits is 32: take 8, 4, 3 or 2, or quant.activation=lsq"
     )
-  if config.export.stablehlo and (method.activation not in ("lsq", "asymmetric") or method.response != "none"):
+  if config.export.stablehlo and (method.activation not in INTEGER_ACTIVATIONS or method.response != "none"):
     raise ValueError(
         f"export.stablehlo is for layers in integers, and method {config.method!r} has activation"
         f" {method.activation!r}, response {method.response!r}: set it to False"
