@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import tensorboardX
 
 from binarydm_jax.files import write_atomically
 
@@ -43,6 +42,8 @@ class Writer:
     self._stage = stage
     self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
     purge = step + 1 if step else None
+    import tensorboardX  # here, since it loads all of PyTorch where that is installed: seconds that few commands need
+
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
 
   def write(self, step, scalars):

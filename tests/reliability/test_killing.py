@@ -1,6 +1,6 @@
 """A run that is killed anywhere continues as if nothing had happened: bit for bit, by the real command.
 
-The short form; `--slow` runs the long one, which is `python -m tests.reliability.killing`.
+All of it is slow; `python -m tests.reliability.killing` is the long form. test_processes.py has a kill of the teacher.
 """
 
 import pytest
@@ -8,8 +8,9 @@ import pytest
 from tests.reliability import killing
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, processes):
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_both_signals(tmp_path, processes):
   """A SIGKILL in training and a SIGTERM about when a checkpoint is written: parameters, scales, averages, optimizer,
   projections, every logged loss and every row of diagnostics are those of an undisturbed run."""
   phases = ("training", "saving")
