@@ -11,23 +11,18 @@ from binarydm_jax import main, modes
 from binarydm_jax.deploy import load
 from binarydm_jax.training.loop import TrainingError
 from binarydm_jax.training.problem import build
-from tests import tiny
-
-FIELDS = {"method": "ebb", "quant.edges": "8bit", "quant.transition": 0.75, "quant.progressive": "blocks",
-          "model.channel_mult": (1,),
-          "teacher.steps": 2, "student.steps": 4, "sample.num_images": 3, "sample.batch_size": 3}
+from tests import finished
 
 
 def get_config(**flat):
-  return tiny.get_config(**{**FIELDS, **flat})
+  return finished.get_config(**{"sample.num_images": 3, "sample.batch_size": 3, **flat})
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """Teacher and student are trained; nothing is exported."""
-  folder = tmp_path_factory.mktemp("export")
-  for mode in ("pretrain", "binarize"):
-    main.run(get_config(), str(folder), mode)
+  folder = finished.copy(tmp_path_factory)[1]
+  (folder / "model.safetensors").unlink()
   return folder
 
 
@@ -37,9 +32,8 @@ def export(workdir, **flat):
 
 
 def test_defaults(workdir, capsys):
-  """Averaged weights, float32, one basis after the transition, no program beside the file."""
+  """Averaged weights, float32, no program beside the file."""
   tensors = export(workdir)
-  assert not [name for name in tensors if name.endswith(("signs2", "scale2"))]
   assert {tensor.dtype.name for tensor in tensors.values()} == {"uint8", "float32"}
   assert "middle/res/conv1/signs1" in tensors and "out_conv/codes" in tensors
   assert not (workdir / "model.stablehlo").exists() and "unfinished" not in capsys.readouterr().out
@@ -89,18 +83,21 @@ def test_stablehlo_option(workdir):
 
 
 def test_unfinished_student(workdir, tmp_path, capsys):
-  """Refused in one line; export.force writes what the step computes, and says so: both bases, attention in float."""
+  """Refused in one line; export.force writes what the step computes, and says so: the outer blocks and attention's
+  activations in float."""
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
   (tmp_path / "model.safetensors").unlink(missing_ok=True)
-  shutil.rmtree(tmp_path / "student" / "4")
-  with pytest.raises(TrainingError, match=r"no finished student \(step 2 of 4\); run --mode=binarize first"):
+  shutil.rmtree(tmp_path / "student" / str(finished.STEPS))
+  with pytest.raises(TrainingError, match=r"no finished student \(step 10 of 20\); run --mode=binarize first"):
     export(tmp_path)
   assert not (tmp_path / "model.safetensors").exists()
   tensors = export(tmp_path, force=True)
-  assert "of an unfinished student, step 2 of 4: export.force" in capsys.readouterr().out
-  assert "middle/res/conv1/signs2" in tensors
+  said = "of an unfinished student, step 10 of 20, 2 of its 5 blocks not binarized yet: export.force"
+  assert said in capsys.readouterr().out
+  assert "middle/res/conv1/signs2" in tensors and "output_1/res/conv1/signs2" not in tensors
   model = load(tmp_path / "model.safetensors", "xla")
   assert model.model.rules["middle/res/conv1"].rule.weights == "multi_basis"
+  assert "output_1/res/conv1/signs2" in export(workdir)
   assert "middle/attn/qk/step_a" not in tensors and "middle/attn/qk/step_a" in export(workdir)
   shutil.rmtree(tmp_path / "student")
   with pytest.raises(TrainingError, match="no finished student"):

@@ -44,6 +44,7 @@ FIELDS = {
   "evaluation.feature_network": "none",
   "evaluation.num_samples": 6,
   "evaluation.heldout_images": 10,
+  "log.diagnostics": False,
 }
 
 

@@ -22,9 +22,13 @@ def inputs(made, batch=4):
   return x, t, jnp.arange(batch) % 3 if made[0].num_classes else None
 
 
-@pytest.mark.parametrize("name", ["lmb a4", "lmb a4 asymmetric", "lsq a8 asymmetric", "lsq3 a8 conditional",
-                                  "lmb conditional, scale and shift",
-                                  "cross-attention", pytest.param("deeper", marks=pytest.mark.slow)])
+SLOW = ("lmb a4", "lsq a8 asymmetric", "lmb conditional, scale and shift", "deeper")
+
+
+@pytest.mark.parametrize("name", [
+  "lmb a4 asymmetric", "lsq3 a8 conditional", "cross-attention",
+  *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+])  # fmt: skip
 def test_agrees_with_the_trained_student(name, tmp_path):
   """Integers against the training graph: the share of flipped activation codes and the error of the prediction."""
   made = student(**{**MODELS, "deeper": DEEPER}[name])
@@ -127,7 +131,7 @@ def test_what_is_refused(tmp_path):
     model.model.apply(model.variables, x, t, None, gates)
 
 
-@pytest.mark.parametrize("activation", ["lsq", "asymmetric"])
+@pytest.mark.parametrize("activation", [pytest.param("lsq", marks=pytest.mark.slow), "asymmetric"])
 def test_native_kernels(activation, tmp_path):
   """The same bits by the native kernels: layers of sign bases go there, the others to XLA, and both agree."""
   if kernels.status()[0] is None:

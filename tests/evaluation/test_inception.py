@@ -171,6 +171,7 @@ def relative_error(ours, theirs):
   return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
+@pytest.mark.slow  # test_torch_fidelity.py compares with the published code
 def test_parity_with_pytorch(outputs, weights, images):
   """Pooled and spatial features and probabilities, from images that are resized, in a batch that is filled up."""
   pooled, spatial, logits = Reference(weights)(images)

@@ -57,23 +57,18 @@ def baseline():
   return student_run(1, method="baseline")
 
 
-def test_progressive_initialisation_and_lrm_in_one_compilation():
-  """binarydm_v1: rings switch on one by one, every term is logged, and the step is traced once."""
-  problem, first, _, state, metrics = student_run(5, method="binarydm_v1")
-  assert int(state.step) == 5
+def test_everything_that_changes_over_time_in_one_compilation():
+  """binarydm_v5 with progressive initialisation: rings switch on one by one, the regularizer is there before half of
+  the steps and gone after, with its gradient; every term is logged, and the step is traced once."""
+  fields = {"quant.progressive": "blocks", "student.weight_decay": 0.0}
+  problem, first, _, state, metrics = student_run(6, method="binarydm_v5", **fields)
+  assert int(state.step) == 6
   on = [int(problem.gates_fn(jnp.int32(i)).blocks.sum()) for i in range(5)]
   assert on == [1, 3, 5, 5, 5]
   attention = [float(problem.gates_fn(jnp.int32(i)).attention) for i in range(5)]
   assert attention == [0] * 3 + [1] * 2
-  assert set(metrics[0]) == {"loss", "simple", "lrm", "second_scale", "grad_norm", "learning_rate"}
-  for m in metrics:
-    np.testing.assert_allclose(m["loss"], m["simple"] + 1e-4 * m["lrm"], rtol=1e-5)
+  assert set(metrics[0]) == {"loss", "simple", "lrm", "ebb", "second_scale", "grad_norm", "learning_rate"}
   assert not state.variables["quant"].keys() ^ first.variables["quant"].keys()
-
-
-def test_ebb_transition_removes_the_second_basis_in_one_compilation():
-  """binarydm_v5: the regularizer is there before half of the steps and gone after, with its gradient."""
-  problem, _, _, state, metrics = student_run(6, method="binarydm_v5", **{"student.weight_decay": 0.0})
   assert [float(m["ebb"]) > 0 for m in metrics] == [True] * 3 + [False] * 3
   for m in metrics:
     np.testing.assert_allclose(m["loss"], m["simple"] + 1e-4 * m["lrm"] + 9e-2 * m["ebb"], rtol=1e-5)
