@@ -21,7 +21,10 @@ def test_every_network_is_in_the_table():
   assert [row[0] for row in TABLE] == ["lsun_bedrooms_ldm4", "lsun_churches_ldm8", "imagenet_ldm4", "cifar10_ddim"]
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
+@pytest.mark.parametrize("row", [
+  pytest.param(row, id=row[0], marks=[pytest.mark.slow] * (row[0] in ("imagenet_ldm4", "lsun_churches_ldm8")))
+  for row in TABLE
+])  # fmt: skip
 def test_figures(row):
   """Parameters, sizes, multiply-accumulates and operations as printed."""
   name, params, float_mib, packed_mib, macs, ops = row

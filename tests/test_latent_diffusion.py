@@ -80,8 +80,8 @@ def run(tmp_path_factory):
       **FIELDS, **{"teacher.checkpoint": str(folder / "ldm.ckpt"), "first_stage.cache": str(folder / "cache")}
   )
   publish(config, folder / "ldm.ckpt")
-  main.run(config, folder / "run", "encode")
-  main.run(config, folder / "run", "all")
+  for mode in ("encode", "binarize", "export"):
+    main.run(config, folder / "run", mode)
   return config, folder / "run"
 
 
@@ -181,14 +181,20 @@ def test_batches_from_disk_and_on_the_fly(run):
     np.testing.assert_array_equal(stored["label"], encoded["label"])
 
 
+@pytest.mark.slow
 def test_results_are_images(run):
   """Samples of teacher and packed student are decoded; the held-out loss is that of latents."""
   config, workdir = run
+  main.run(config, workdir, "evaluate")
   results = json.loads((workdir / "results.json").read_text())
   for row in results["models"]:
     samples = np.load(workdir / "samples" / f"{row['name']}.npz")["arr_0"]
     assert samples.shape == (6, 8, 8, 1) and samples.dtype == np.uint8
     assert row["guidance"] == 2.0 and np.isfinite(row["heldout_loss"])
+
+
+def test_packed_file_knows_its_first_stage(run):
+  _, workdir = run
   file = load(workdir / "model.safetensors")
   assert file.input_shape == (4, 4, 2) and file.model.null_class and file.model.context_dim == 6
   assert file.first_stage["kind"] == "kl"

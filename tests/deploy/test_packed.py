@@ -70,7 +70,13 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Each has a part that is also in another.
+SLOW = ("lmb a4", "lsq a8 asymmetric", "lmb conditional, scale and shift", "full precision a4")
+
+
+@pytest.mark.parametrize("name", [
+  pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS
+])  # fmt: skip
 def test_a_loaded_model_predicts_what_the_student_does(name, tmp_path):
   """Predictions within 1e-5, payload bytes exactly those that `model_cost` promises, the header counted apart."""
   made = student(**MODELS[name])

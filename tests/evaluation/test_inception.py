@@ -184,6 +184,7 @@ def test_parity_with_pytorch(outputs, weights, images):
   np.testing.assert_allclose(outputs.probabilities, expected / expected.sum(axis=1, keepdims=True), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_grey_images_are_repeated(network, outputs, images):
   grey = network.outputs(images[2:, ..., :1], batch_size=2)
   for a, b in zip(grey, outputs):
