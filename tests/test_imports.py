@@ -17,13 +17,13 @@ ALLOWED = {
   "data": {"files", "data"},
   "deploy": {"quant", "models", "diffusion", "files", "deploy"},
   "evaluation": {
-    "quant", "models", "diffusion", "data", "files", "importers", "mesh", "command_line",
+    "quant", "models", "diffusion", "data", "files", "importers", "mesh", "command_line", "compilation",
     "evaluation",
   },
   "importers": {"models", "importers"},
   "training": {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
-    "preemption", "training",
+    "preemption", "compilation", "training",
   },
   "study": {
     "evaluation", "training", "compare", "evaluate", "formats", "plots", "panels", "command_line", "files",

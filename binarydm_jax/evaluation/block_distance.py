@@ -1,9 +1,9 @@
 """How far the student's features are from the teacher's, block by block (BinaryDM, Figure 3)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from binarydm_jax.compilation import jit_once
 from binarydm_jax.diffusion import q_sample
 from binarydm_jax.evaluation.heldout import fixed_noise, network_inputs
 
@@ -32,7 +32,7 @@ def block_distance(teacher, student, images, labels, schedule, timesteps, batch_
   count = len(images) * len(timesteps)
   batch_size = min(batch_size, count)
 
-  @jax.jit
+  @jit_once
   def norms(variables, x0, labels, timesteps, indices):
     x_t = q_sample(schedule, x0, fixed_noise(indices, x0.shape[1:]), timesteps)
     (_, wanted), (_, features) = (

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from binarydm_jax import preemption
+from binarydm_jax.compilation import jit_once
 from binarydm_jax.diffusion import make_sampler
 from binarydm_jax.errors import RunError
 from binarydm_jax.evaluation.sampling import generate, sampling_options, to_uint8
@@ -71,7 +72,7 @@ class _Diagnostics:
     self._sizes = {layer.path: layer.size for layer in problem.layers}
     self._parts = diagnostics.part_names(self._table, problem.student.block_names)
     measure = functools.partial(_measure, gates_fn=problem.gates_fn, table=self._table)
-    self._measure = jax.jit(measure, out_shardings=replicated(mesh))
+    self._measure = jit_once(measure, out_shardings=replicated(mesh))
     self._log = problem.config.log.diagnostics
     if self._writes:
       truncate_lines(self._path, "student", start or -1)

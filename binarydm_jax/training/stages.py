@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from binarydm_jax import quant
+from binarydm_jax.compilation import jit_once
 from binarydm_jax.distill import fit_projections
 from binarydm_jax.training import sharding
 from binarydm_jax.training.checkpoint import Checkpoints
@@ -101,7 +102,7 @@ def _state_on_mesh(problem, variables, optimizer, mesh):
   """The state before the first step; `variables` are copied, since the state is donated."""
   create = lambda v: create_state(jax.tree.map(jnp.copy, v), optimizer)
   shardings = _shardings(problem, jax.eval_shape(create, variables), mesh)
-  return jax.jit(create, out_shardings=shardings)(variables)
+  return jit_once(create, out_shardings=shardings)(variables)
 
 
 def _begin(step, tree, facts):
@@ -148,6 +149,17 @@ def _train_step(problem, stage, terms, weights, model, state, frozen):
   )  # fmt: skip
 
 
+def initial_teacher(problem):
+  """{"params"} of the teacher before its first step, by the run's seed, on this process' first device."""
+
+  def init(key):
+    # Of all this the compiler keeps what fills the weights.
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.inputs())
+    return dict(problem.teacher.init(key, *inputs))
+
+  return jit_once(init)(run_key(problem, INIT))
+
+
 def pretrain(problem, workdir, mesh=None):
   """Trains the full-precision teacher, if it is not finished; returns its averaged variables {"params"}."""
   mesh = mesh or sharding.config_mesh(problem.config.mesh)
@@ -156,8 +168,7 @@ def pretrain(problem, workdir, mesh=None):
     frozen = {"key": _key(problem, TEACHER, mesh)}
     if found:
       return _begin(*found), frozen
-    # Lazily: compiling the whole network just to fill its weights takes longer than filling them.
-    variables = dict(problem.teacher.lazy_init(run_key(problem, INIT), *problem.inputs()))
+    variables = initial_teacher(problem)
     optimizer, _ = stage_optimizer(problem, "teacher")
     return Begin(0, _state_on_mesh(problem, sharding.put_replicated(variables, mesh), optimizer, mesh)), frozen
 
@@ -187,14 +198,14 @@ def initial_student(problem, teacher_params, parts, mesh):
   labels_used = config.model.class_conditional
   everywhere = sharding.replicated(mesh)
 
-  @functools.partial(jax.jit, out_shardings=everywhere)
+  @functools.partial(jit_once, out_shardings=everywhere)
   def calibrate(params, parts, key):
     images = jnp.concatenate([part["image"] for part in parts])
     labels = jnp.concatenate([part["label"] for part in parts]) if labels_used else None
     x_t, timesteps, _ = draw(problem.schedule, config.diffusion.target, images, key)
     return quant.calibrate(problem.student, params, x_t, timesteps, labels)
 
-  @jax.jit
+  @jit_once
   def teacher_features(params, batch, key):
     x_t, timesteps, _ = draw(problem.schedule, config.diffusion.target, batch["image"], key)
     return problem.teacher.apply({"params": params}, x_t, timesteps, batch["label"] if labels_used else None)[1]
@@ -208,7 +219,7 @@ def initial_student(problem, teacher_params, parts, mesh):
   if problem.distil:
     fit = functools.partial(fit_projections, method=problem.method.projection, reduction=config.distill.reduction)
     features = teacher_features(teacher_params, parts[0], key)
-    projections = jax.jit(fit, out_shardings=everywhere)(features, run_key(problem, PROJECTION))
+    projections = jit_once(fit, out_shardings=everywhere)(features, run_key(problem, PROJECTION))
   optimizer, _ = stage_optimizer(problem, "student")
   state = _state_on_mesh(problem, variables, optimizer, mesh)
   return state, _frozen(problem, teacher_params, projections, mesh)
@@ -247,7 +258,7 @@ def binarize(problem, workdir, get_teacher, mesh=None):
     if found:
       return _begin(*found), _frozen(problem, teacher, found[1]["projections"], mesh)
     state, frozen = prepare_student(problem, teacher, mesh, workdir)
-    signs = jax.jit(functools.partial(student_signs, table=problem.table), out_shardings=sharding.replicated(mesh))
+    signs = jit_once(functools.partial(student_signs, table=problem.table), out_shardings=sharding.replicated(mesh))
     return Begin(0, state, signs=signs(state.variables)), frozen
 
   return _run(
