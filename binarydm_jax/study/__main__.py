@@ -3,7 +3,8 @@
 Trains one teacher, then a student of each row and seed from it, and writes table.md, results.csv and results.json into
 the folder. Run again it continues; a run that is finished costs nothing. --rows takes core, complete, or names of rows
 and groups with commas (binarydm_jax/study/rows.py), of which those that the config makes equal are run once; fields
-such as --config.student.steps=2000 are set for all runs.
+such as --config.student.steps=2000 are set for all runs. Seeds or rows of several machines meet in one table by
+--table --add=FILE, the results.json of the others.
 
 Each run is a process of binarydm_jax.main with a log beside its results. One that fails does not stop the others. Exit
 codes: 0 done; 1 a run failed, or an error, said in one line; 75 stopped by SIGTERM or SIGINT, run it again.
@@ -26,6 +27,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "Seeds of the students.")
 _TEACHERS = flags.DEFINE_enum("teachers", "one", ("one", "each"), "One teacher for all seeds, or one for each.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the CPUs.", lower_bound=1)
 _TABLE = flags.DEFINE_bool("table", False, "Only write the tables from the runs that are finished.")
+_ADD = flags.DEFINE_list("add", [], "results.json of other studies, whose runs the tables have as well; with commas.")
 
 
 def parse_seeds(texts):
@@ -50,13 +52,13 @@ def main(argv):
       overrides = config_flags.get_override_values(flags.FLAGS["config"])
       code = driver.run_study(
           file, CONFIG.value, overrides, Path(_FOLDER.value), _ROWS.value, parse_seeds(_SEEDS.value),
-          teacher_each=_TEACHERS.value == "each", jobs=_JOBS.value, environment=environment,
+          teacher_each=_TEACHERS.value == "each", jobs=_JOBS.value, added=_ADD.value, environment=environment,
           command=shlex.join(["python", "-m", "binarydm_jax.study", *sys.argv[1:]]),
       )  # fmt: skip
       if code:
         sys.exit(code)
       return
-    _, path = tables.write(_FOLDER.value)
+    _, path = tables.write(_FOLDER.value, _ADD.value)
     print(path.read_text(), end="")
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")

@@ -2,17 +2,20 @@
 
 import sys
 import time
+from pathlib import Path
 
 from binarydm_jax import preemption
 from binarydm_jax.formats import format_number
-from binarydm_jax.study import plan, runner, tables
+from binarydm_jax.study import merging, plan, runner, tables
 from binarydm_jax.study.rows import select
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.writers import append_line
 from binarydm_jax.workdir import check_teacher
 
 
-def run_study(config_file, config, overrides, folder, rows, seeds, *, teacher_each, jobs, environment, command):
+def run_study(
+    config_file, config, overrides, folder, rows, seeds, *, teacher_each, jobs, environment, command, added=(),
+):
   """Runs a study, or the rest of it; prints a line for each run and the table at the end.
 
   Args:
@@ -23,12 +26,15 @@ def run_study(config_file, config, overrides, folder, rows, seeds, *, teacher_ea
     jobs: runs at a time.
     environment: of the runs' processes.
     command: that of the study, for the tables.
+    added: see `tables.write`.
   Returns:
     The exit code: 0, 1 if a run has failed, 75 if a signal has stopped it.
   Raises:
     ValueError: a config that is wrong, before anything is run.
   """
   teachers, students = plan.make_runs(config_file, config, overrides, folder, select(rows), seeds, teacher_each)
+  for path in added:
+    merging.read(Path(path))  # what is wrong with it is said now, not after the runs
   progress = Progress(folder, len(students), command)
   todo = []
   for run in students:
@@ -45,7 +51,7 @@ def run_study(config_file, config, overrides, folder, rows, seeds, *, teacher_ea
   elif progress.failed:
     print("error: without its teacher no student can be trained", file=sys.stderr)
   if progress.done:
-    print("\n" + tables.write(folder)[1].read_text())
+    print("\n" + tables.write(folder, added)[1].read_text())
   if not whole:
     print(f"{folder}: stopped by a signal, all is saved; the same command goes on", file=sys.stderr)
     return preemption.EXIT_CODE

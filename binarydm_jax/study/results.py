@@ -26,7 +26,8 @@ GAPS = ("fid", "heldout_loss")
 
 
 def collect(folder, rows=ROWS):
-  """(records, results): of the finished students of `rows`, row by row and seed by seed, and what they measured.
+  """(records, results, teachers): of the finished students of `rows`, row by row and seed by seed; what they measured;
+  {seed: SHA-256 of its teacher}, as far as it is known.
 
   A record is a flat dict, a line of results.csv. The teacher's records come first, one for each sampling seed.
 
@@ -34,7 +35,7 @@ def collect(folder, rows=ROWS):
     ValueError: nothing is finished, or the runs were measured by different protocols, trained by different budgets or
       settings or from different teachers.
   """
-  records, results, budgets, sampled = [], [], {}, {}
+  records, results, budgets, sampled, teachers = [], [], {}, {}, {}
   for row in rows:
     for seed in _seeds(folder, row.name):
       workdir = row_workdir(folder, row.name, seed)
@@ -49,14 +50,22 @@ def collect(folder, rows=ROWS):
       if seed not in sampled:
         home = next(filter(Path.is_dir, (teacher_workdir(folder, seed), teacher_workdir(folder))), None)
         sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher.steps"] if home else None)
-      _add_budget(budgets, row, seed, config, read_inputs(workdir))
+      inputs = read_inputs(workdir)
+      _add_budget(budgets, row, seed, config, inputs)
+      if "teacher_sha256" in inputs:
+        teachers[str(seed)] = inputs["teacher_sha256"]
   if not records:
     raise ValueError(f"{folder} holds no finished run of a study")
   check_protocols(results)
   for (name, _), values in budgets.items():
     if len(values) > 1:
       raise ValueError(f"the runs in {folder} differ in {name}: {_differing(values)}; give another --folder")
-  return [sampled[seed] for seed in sorted(sampled)] + records, results
+  return [sampled[seed] for seed in sorted(sampled)] + records, results, teachers
+
+
+def has_runs(folder, rows=ROWS):
+  """Whether there is a finished student in it."""
+  return any(read_results(row_workdir(folder, row.name, seed)) for row in rows for seed in _seeds(folder, row.name))
 
 
 def _seeds(folder, name):

@@ -9,7 +9,7 @@ from pathlib import Path
 from binarydm_jax.compare import spread
 from binarydm_jax.files import write_atomically
 from binarydm_jax.formats import format_bytes, format_ops
-from binarydm_jax.study import figures
+from binarydm_jax.study import figures, merging
 from binarydm_jax.study import results as results_lib
 from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS, ROWS
 
@@ -21,21 +21,28 @@ METRICS = (
 )  # fmt: skip
 
 
-def write(folder):
+def write(folder, added=()):
   """Writes results.csv, results.json, table.md and plots/*.png from the finished runs in `folder`.
 
+  Args:
+    added: paths of the results.json of other studies, whose runs stand in all of them but for curves and samples. With
+      them the folder itself may be empty.
   Returns:
     (summaries, path of the table).
   Raises:
-    ValueError: see `results.collect`.
+    ValueError: see `results.collect` and `merging`.
   """
   folder = Path(folder)
-  records, found = results_lib.collect(folder)
+  studies = {str(path): merging.read(Path(path)) for path in added}
+  if not studies or results_lib.has_runs(folder):
+    records, found, teachers = results_lib.collect(folder)
+    about = describe(records, found, results_lib.read_attempts(folder), teachers)
+    studies = {str(folder): (about, records), **studies}
+  about, records = merging.merge(studies)
   summaries = results_lib.summarize(records)
-  attempts = results_lib.read_attempts(folder)
-  about = describe(records, found, attempts)
+  folder.mkdir(parents=True, exist_ok=True)
   write_atomically(folder / "results.csv", to_csv(records).encode())
-  content = json.dumps(dict(about=about, rows=summaries), indent=2) + "\n"
+  content = json.dumps(dict(about=about, rows=summaries, records=records), indent=2) + "\n"
   write_atomically(folder / "results.json", content.encode())
   pictures = [path.relative_to(folder) for path in figures.write(folder, summaries)]
   write_atomically(folder / "table.md", to_markdown(summaries, about, pictures).encode())
@@ -51,8 +58,8 @@ def to_csv(records):
   return buffer.getvalue()
 
 
-def describe(records, found, attempts):
-  """{name: value}: how it was measured, on what, by which commands, how long it took."""
+def describe(records, found, attempts, teachers):
+  """{name: value}: how it was measured, on what, from which teachers, by which commands, how long it took."""
   first = records[-1]
   reference = found[0].get("reference") or {}
   return dict(
@@ -60,6 +67,7 @@ def describe(records, found, attempts):
       protocol={key: first[key] for key in results_lib.PROTOCOL},
       reference={key: reference.get(key) for key in ("what", "fid")},
       settings=_common_settings(records),
+      teachers=teachers,
       training_steps=sorted({record["training_steps"] for record in records if record["row"] != results_lib.TEACHER}),
       hardware=sorted({f"{cpu_name()}; {result['environment']['devices']}" for result in found}),
       versions=sorted({f"jax {r['environment']['jax']}, Python {r['environment']['python']}" for r in found}),

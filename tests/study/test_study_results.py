@@ -143,7 +143,7 @@ def test_unlike_settings_are_refused(study):
   found = json.loads((old.workdir / "results.json").read_text())
   found["config_sha256"] = plan.config_digest(ConfigDict(fields))
   (old.workdir / "results.json").write_text(json.dumps(found))
-  records, _ = results.collect(study)
+  records, *_ = results.collect(study)
   assert {record["row"]: record["quant.tau"] for record in records if record["seed"] == 1} == {
       "teacher": None, "full_precision": 0.09, "baseline": 0.09, "lmb": 0.09, "ebb_tau": 0.9}
   (run,) = make_students(study, "ebb", (1,), tiny.get_config(**{"quant.tau": 0.5}))
