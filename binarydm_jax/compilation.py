@@ -12,7 +12,7 @@ QUICKLY = {
 
 
 def jit_once(function, **kwargs):
-  """`jax.jit` for a function that is called once, or a few times: four times as fast to compile on a CPU, and slower.
+  """`jax.jit` for a function that is called once, or a few times: on a CPU faster to compile, and slower to run.
 
   On other devices it is `jax.jit`. The results may differ in rounding from those of another compilation.
 

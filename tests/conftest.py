@@ -25,9 +25,9 @@ def pytest_addoption(parser):
 
 # Files that take longest, in this order: two processes that start with them end at about the same time.
 LONG = (
-  "reliability/test_killing.py", "test_end_to_end.py", "reliability/test_processes.py", "training/test_sharding.py",
-  "benchmark/test_torch_step.py", "models/test_compute.py", "test_export.py", "test_latent_diffusion.py",
-  "training/test_step.py", "test_networks.py",
+  "reliability/test_killing.py", "test_end_to_end.py", "reliability/test_processes.py", "deploy/test_runtime.py",
+  "test_latent_diffusion.py", "training/test_sharding.py", "models/test_unet.py", "deploy/test_packed.py",
+  "test_export.py", "training/test_step.py",
 )  # fmt: skip
 
 

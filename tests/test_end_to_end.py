@@ -54,6 +54,8 @@ def test_logs_hold_every_loss_term(run):
   for line in records(workdir, "student"):
     for name in ("loss", "simple", "lrm", "second_scale", "grad_norm", "learning_rate", "images_per_second"):
       assert np.isfinite(line[name]), name
+    np.testing.assert_allclose(line["loss"], line["simple"] + 1e-4 * line["lrm"], rtol=1e-5)
+    assert "ebb" not in line
   assert records(workdir, "student")[-1]["learning_rate"] < records(workdir, "student")[0]["learning_rate"]
 
 

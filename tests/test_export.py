@@ -102,3 +102,17 @@ def test_unfinished_student(workdir, tmp_path, capsys):
   shutil.rmtree(tmp_path / "student")
   with pytest.raises(TrainingError, match="no finished student"):
     export(tmp_path, force=True)
+
+
+@pytest.mark.slow
+def test_second_basis_of_ebb(tmp_path):
+  """In the file before the transition, and gone after it."""
+  fields = {"method": "ebb", "quant.transition": 0.75, "quant.progressive": "blocks", "quant.interval": 1,
+            "teacher.steps": 2, "student.steps": 4, "checkpoint.every": 2}  # fmt: skip
+  for mode in ("pretrain", "binarize", "export"):
+    main.run(get_config(**fields), str(tmp_path), mode)
+  tensors = load_file(tmp_path / "model.safetensors")
+  assert not [name for name in tensors if name.endswith(("signs2", "scale2"))]
+  shutil.rmtree(tmp_path / "student" / "4")
+  main.run(get_config(**fields, **{"export.force": True}), str(tmp_path), "export")
+  assert "middle/res/conv1/signs2" in load_file(tmp_path / "model.safetensors")

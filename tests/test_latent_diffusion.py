@@ -185,6 +185,8 @@ def test_batches_from_disk_and_on_the_fly(run):
 def test_results_are_images(run):
   """Samples of teacher and packed student are decoded; the held-out loss is that of latents."""
   config, workdir = run
+  config = config.copy_and_resolve_references()
+  config.log.diagnostics = True
   main.run(config, workdir, "evaluate")
   results = json.loads((workdir / "results.json").read_text())
   for row in results["models"]:

@@ -2,7 +2,7 @@
 
 import json
 
-from binarydm_jax.study.results import QUALITY, TEACHER
+from binarydm_jax.study.results import COSTS, PROTOCOL, QUALITY, SETTINGS, TEACHER
 from binarydm_jax.study.rows import ROWS
 
 # What must be equal in all of them.
@@ -25,7 +25,8 @@ def read(path):
     for name in (*COMMON, *OTHERS):
       about[name]
     for record in records:
-      ORDER[record["row"]], record["seed"], record["heldout_loss"]
+      ORDER[record["row"]]
+      [record[name] for name in ("seed", "training_seconds", "workdir", *QUALITY, *COSTS, *PROTOCOL, *SETTINGS)]
   except OSError as error:
     raise ValueError(f"--add={path}: {error.strerror}; give results.json of other studies") from None
   except (KeyError, TypeError, ValueError):

@@ -131,7 +131,7 @@ def test_fitted_levels_are_the_best_of_all(bits):
   step, zero_point = fit_levels(x, bits)
   assert step.dtype == zero_point.dtype == jnp.float32 and step.shape == zero_point.shape == ()
   error = lambda step, z: float(jnp.mean((lsq(x, jnp.float32(step), bits, zero_point=jnp.float32(z)) - x) ** 2))
-  grid = [error(s, z) for s in np.geomspace(0.1, 2, 40) * float(step) for z in range(0, 2 ** (bits - 1) + 1)[:20]]
+  grid = [error(s, z) for s in np.geomspace(0.1, 2, 80) * float(step) for z in range(0, 2 ** (bits - 1) + 1)[:40]]
   assert error(step, zero_point) < 1.1 * min(grid)
   assert bits != 4 or zero_point in (1, 2)
   signed = min(error(s, 2 ** (bits - 1)) for s in np.geomspace(0.1, 2, 80) * float(step))

@@ -131,7 +131,9 @@ def contents(workdir):
   workdir = Path(workdir)
   problem = build(tiny.get_config(**CHANGES), with_data=False)
   found = {}
-  for stage in filter(lambda stage: (workdir / stage).exists(), ("teacher", "student")):
+  for stage in ("teacher", "student"):
+    if not (workdir / stage).exists():
+      continue
     like = stages.abstract_checkpoint(problem, stage, sharding.make_mesh(jax.devices()[:1]))
     checkpoints = Checkpoints(workdir / stage)
     step, tree, _ = checkpoints.restore(like)
