@@ -9,7 +9,6 @@ from binarydm_jax.distill import lrm_loss
 from binarydm_jax.mesh import over_batch, replicated
 from binarydm_jax.models.dropout import example_keys
 from binarydm_jax.training.gradient import make_gradient
-from binarydm_jax.training.state import TrainState
 
 
 def draw(schedule, target, images, key):
@@ -168,19 +167,25 @@ def make_train_step(
     examples = jax.lax.with_sharding_constraint(examples, rows)
     gradients, metrics = gradient_of(state.variables, frozen, examples, state.step)
     norm = optax.tree.norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables)
-    variables = optax.apply_updates(state.variables, updates)
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    new = TrainState(state.step + 1, variables, ema, opt_state, state.skipped, state.ok)
-    if skip:
-      left = state.replace(step=state.step + 1, skipped=state.skipped + 1)
-    else:
+    if not skip:
       finite &= state.ok
-      left = state.replace(ok=jnp.zeros_like(state.ok))
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, left)
+
+    def update(state):
+      updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables)
+      variables = optax.apply_updates(state.variables, updates)
+      ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
+      return state.replace(step=state.step + 1, variables=variables, ema=ema, opt_state=opt_state)
+
+    def leave(state):
+      if skip:
+        return state.replace(step=state.step + 1, skipped=state.skipped + 1)
+      return state.replace(ok=jnp.zeros_like(state.ok))
+
+    # A branch, not a choice for each array, which would read and write the whole state once more.
+    new = jax.lax.cond(finite, update, leave, state)
     # The optimizer's schedule counts its own updates.
     rate = learning_rate(state.step - state.skipped)
     return new, {**metrics, "grad_norm": norm, "learning_rate": rate}
