@@ -3,7 +3,8 @@
   python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --config.student.steps=2000
 
 Fields of `seed`, `method`, `data`, `model`, `first_stage`, `diffusion`, `quant`, `distill`, `teacher` and `student`
-shape training and are locked by the first run in a workdir; the others may change from run to run.
+shape training and are locked by the first run in a workdir, but for where data and weights lie and how they are read
+(docs/configs.md); the others may change from run to run.
 """
 
 from ml_collections import ConfigDict
@@ -158,7 +159,9 @@ def get_config():
   )
   config.guard = ConfigDict(
       dict(
-          non_finite="stop",  # a loss or gradient that is not finite: stop | skip (leave the update out and count it)
+          # A loss or gradient that is not finite: stop | skip (leave the update out and count it; the run ends where all
+          # steps of a log line were left out).
+          non_finite="stop",
           divergence=5.0,  # a loss so many times its running median is reported; 0: never
       )
   )
@@ -175,14 +178,16 @@ def get_config():
       dict(
           remainder="float32",  # float32 | bfloat16: of what is not quantized (8 bits: quant.edges, which are trained)
           stablehlo=False,  # also a StableHLO program of one sampling step, by the fields of `sample`
-          averaged=True,  # the averaged weights, those that are evaluated; False: those of the last step
+          averaged=True,  # the averaged weights; False: those of the last step. What is exported is evaluated
           force=False,  # also of a student in training: what is not binarized yet stays float, a living basis is kept
       )
   )
   config.sample = ConfigDict(
       dict(
           model="",  # a packed file, or teacher | student | shipped (with the package); empty: the workdir's file
-          backend="auto",  # of a packed file: auto | xla | cpu (native kernel) | float (kernels dequantized)
+          # Of a packed file, by --mode=sample: auto | xla | cpu (native kernel) | float (kernels dequantized). Evaluation is
+          # by float.
+          backend="auto",
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps
           eta=0.0,  # ddim: 0 deterministic .. 1

@@ -13,7 +13,7 @@ run here.
   --config.method=baseline --config.quant.act_bits=8         one basis W1A8          20.25
   --config.method=baseline --config.quant.act_bits=32        one basis W1A32         22.59
 
---config.teacher.steps=800000 trains a teacher instead, for as long as DDPM's but with a cosine schedule.
+--config.teacher.steps=800000 trains a teacher instead, for as long as DDPM's but with a cosine learning rate.
 """
 
 from configs import base
@@ -37,7 +37,8 @@ def get_config():
   config.teacher.update(dict(steps=0, batch_size=128, warmup_steps=5000, weight_decay=0.0))
   config.student.update(dict(steps=200_000, batch_size=64, learning_rate=2e-5, warmup_steps=0))
   config.checkpoint.every = 5000
-  # The DDIM authors' spacing; they clip the image at the end, not x0 at every step.
+  # The default (`uniform`) of the DDIM authors' code, whose other spacing is `quadratic`; they clip the image at the
+  # end, not x0 at every step.
   config.sample.update(dict(steps=100, spacing="leading", clip=False, batch_size=250))
   config.evaluation.num_samples = 50_000
   return config

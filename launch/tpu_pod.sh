@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one command on all workers of an existing TPU pod slice; it creates and deletes nothing.
 # The project must stand in the same folder on every worker (PROJECT, below $HOME), with its .venv: run once
-#   launch/tpu_pod.sh NAME ZONE -- 'launch/install.sh; python3 -m venv .venv && .venv/bin/pip install -r requirements.txt "jax[tpu]==0.10.2"'
+#   launch/tpu_pod.sh NAME ZONE -- 'python3 -m venv .venv && .venv/bin/pip install -r requirements.txt "jax[tpu]==0.10.2"'
 # Usage: launch/tpu_pod.sh NAME ZONE --config=FILE --workdir=SHARED_FOLDER [FLAGS of binarydm_jax.main]
 #        launch/tpu_pod.sh NAME ZONE -- 'any shell command'
 # The workdir must be a folder that all workers see (such as a mounted Filestore or bucket). A worker that is preempted
