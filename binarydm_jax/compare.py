@@ -1,6 +1,7 @@
 """Compares finished runs: python -m binarydm_jax.compare WORKDIR [WORKDIR ...]
 
-Prints a Markdown table of every workdir's results.json, the students by method, mean and standard deviation over seeds.
+Prints a Markdown table of every workdir's results.json, the students by method and settings, mean and standard
+deviation over seeds.
 """
 
 import collections
@@ -32,13 +33,23 @@ def spread(values):
 
 
 def check_protocols(results):
-  """ValueError where results.json contents were measured by different protocols."""
+  """ValueError where results.json contents were measured by different protocols, or against different real images."""
+  for name, of in (("real images", _real_images), ("held-out images", lambda result: result.get("heldout"))):
+    found = {json.dumps(of(result), sort_keys=True) for result in results if of(result)}  # an older file does not say
+    if len(found) > 1:
+      raise ValueError(f"the runs were measured by different {name}: {sorted(found)}; evaluate them alike")
   protocols = {
       (result.get("title"), *(str(model.get(*key)) for key in PROTOCOL)) for result in results
       for model in result["models"]
   }  # fmt: skip
   if len(protocols) > 1:
     raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
+
+
+def _real_images(result):
+  """What results.json says of the reference, without what was measured of it and where it was."""
+  names = ("network", "sha256", "count", "kept", "image_shape", "images_sha256", "file_sha256")
+  return {name: value for name, value in (result.get("reference") or {}).items() if name in names}
 
 
 def compare(results):
@@ -52,9 +63,11 @@ def compare(results):
   for result in results:
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
-      groups.setdefault((name != "teacher", name, model["bits"]), []).append(model)
+      # One row for runs that differ in their seeds alone.
+      settings = result.get("settings_sha256") if name != "teacher" else None
+      groups.setdefault((name != "teacher", name, model["bits"], settings), []).append(model)
   rows = []
-  for (_, name, bits), models in sorted(groups.items(), key=lambda item: item[0][0]):
+  for (_, name, bits, _), models in sorted(groups.items(), key=lambda item: item[0][0]):
     # The same teacher evaluated again gives the same figures: it counts once.
     unique = list({(m["fid"], m["heldout_loss"]): m for m in models}.values()) if name == "teacher" else models
     rows.append((
@@ -89,6 +102,8 @@ def read_results(folder):
 def main(argv):
   if not argv:
     sys.exit("error: name at least one workdir")
+  if len({Path(folder).resolve() for folder in argv}) < len(argv):
+    sys.exit("error: a workdir is named twice")
   try:
     results = [read_results(folder) for folder in argv]
     rows = compare(results)
@@ -98,7 +113,7 @@ def main(argv):
   for row in rows:
     print("| " + " | ".join(row) + " |")
   reference = results[0].get("reference")
-  if reference:
+  if reference and reference["fid"] is not None:
     print(f"\nFor scale: {reference['what']} gives {reference['fid']:.1f}.")
 
 

@@ -21,6 +21,7 @@ from binarydm_jax.evaluation import adm_reference
 from binarydm_jax.evaluation import reference as reference_lib
 from binarydm_jax.evaluation.block_distance import MOST_IMAGES, block_distance, middle_timesteps
 from binarydm_jax.evaluation.heldout import bucket_starts, heldout_loss
+from binarydm_jax.evaluation.sample_files import open_samples
 from binarydm_jax.evaluation.samples import evaluate_samples
 from binarydm_jax.evaluation.sampling import sampling_options
 from binarydm_jax.networks import packed_network, stream_samples, trained_network
@@ -65,14 +66,16 @@ def _about(reference):
   return dict(fid=reference.halves, what="one half of the real images against the other", **reference.protocol)
 
 
-def evaluate(problem, workdir, path, costs):
+def evaluate(problem, workdir, path, costs, table, step):
   """Samples from the teacher and from the packed student, measures both, writes results.json and report.html.
 
   Args:
     problem: Problem.
     workdir: of the finished run.
     path: of the packed student: it is measured as it is shipped.
-    costs: deploy.cost.Cost of teacher and student.
+    costs: deploy.cost.Cost of teacher and student, as it was packed.
+    table: path -> LayerRule of the student as it was packed.
+    step: of its training.
   Returns:
     The results.
   """
@@ -83,12 +86,14 @@ def evaluate(problem, workdir, path, costs):
   if first_stage := feed.get_first_stage(problem, workdir):
     moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
     test_inputs = np.asarray(first_stage.latents(moments, None))
-  binarized = any(rule.bases for rule in problem.table.values())
+  binarized = any(rule.bases for rule in table.values())
+  steps = config.student.steps
+  unfinished = f", step {step} of {steps}" if step < steps else ""
   about = {
     "teacher": ("full precision teacher", "32/32"),
     "student": (
-      f"{'1-bit' if binarized else 'quantized'} student ({config.method})",
-      f"{nominal_bits(problem.table)}/{config.quant.act_bits}",
+      f"{'1-bit' if binarized else 'quantized'} student ({config.method}{unfinished})",
+      f"{nominal_bits(table)}/{config.quant.act_bits}",
     ),
   }
   networks = {
@@ -139,9 +144,17 @@ def evaluate(problem, workdir, path, costs):
       reference=_about(reference),
       loss_by_timestep=by_timestep,
       block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
-      packed=dict(file=Path(path).name, payload_bytes=payload, header_bytes=header),
+      packed=dict(
+          file=Path(path).name, payload_bytes=payload, header_bytes=header, sha256=file_digest(path), step=step,
+          steps=steps,
+      ),
+      heldout=dict(
+          images=len(test_inputs), timesteps_per_image=config.evaluation.timesteps_per_image,
+          target=config.diffusion.target,
+      ),
       environment=environment(),
       config_sha256=config_digest(config),
+      settings_sha256=config_digest(config, seeds=False),
   )
   if jax.process_index() == 0:
     report.write_results(Path(workdir) / "results.json", results)
@@ -170,7 +183,7 @@ def write_report(problem, workdir):
   results = json.loads((workdir / "results.json").read_text())
   grids = {"real": read_all(problem.test_data, 64)[0]}
   for name in ("teacher", "student"):
-    grids[name] = np.load(workdir / "samples" / f"{name}.npz", allow_pickle=False)["arr_0"][:64]
+    grids[name] = np.array(open_samples(workdir / "samples" / f"{name}.npz")[:64])
   curves = plots.read_curves(workdir / "metrics.jsonl")
   lists = {"The packed file": results["packed"]}
   if measured := summary.metrics_list(results["models"]):
@@ -202,10 +215,18 @@ def training_time(workdir, curves):
   return found
 
 
-def config_digest(config):
-  """SHA-256 of what a results.json depends on."""
+def file_digest(path):
+  """SHA-256 of a file."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def config_digest(config, seeds=True):
+  """SHA-256 of what a results.json depends on; `seeds=False` leaves out what runs by other seeds differ in."""
   free = ("log", "checkpoint", "mesh", "guard")
   fields = {name: value for name, value in config.to_dict().items() if name not in free}
+  if not seeds:
+    del fields["seed"], fields["sample"]["seed"], fields["teacher"]["checkpoint"]
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -216,10 +237,26 @@ def environment():
       binarydm_jax=version("binarydm_jax") if _installed() else "source tree",
       jax=jax.__version__,
       python=platform.python_version(),
-      devices=f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
+      devices=f"{len(devices)} x {devices[0].device_kind}, {cpu_count()} CPU cores",
+      processor=processor(),
       time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
       command="python -m binarydm_jax.main " + " ".join(sys.argv[1:]),
   )
+
+
+def cpu_count():
+  """CPUs that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor():
+  """The CPU's name, as /proc/cpuinfo has it."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+  return next(names, platform.machine())
 
 
 def _installed():

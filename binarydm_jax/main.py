@@ -51,11 +51,12 @@ def _run(config, workdir, mode):
     def make_problem():
       check_teacher(config)
       lock_config(config, workdir, write=False)
-      return build(config, with_data=False)
+      return build(config, with_data=False, trains=())
 
     modes.sample(config, workdir, make_problem)
     return
-  problem = build(config, with_data=mode not in ("info", "export"))
+  trains = {"all": ("teacher", "student"), "pretrain": ("teacher",), "binarize": ("student",)}
+  problem = build(config, with_data=mode not in ("info", "export"), trains=trains.get(mode, ()))
   if mode != "info":
     check_teacher(config)
   lock_config(config, workdir, write=mode != "info")

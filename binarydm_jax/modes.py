@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax import evaluate, preemption, summary
+from binarydm_jax import evaluate, preemption, run_lock, summary
 from binarydm_jax.data import LatentWriter, open_latents
 from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import load, packed, stablehlo
@@ -20,6 +20,7 @@ from binarydm_jax.networks import packed_network, stream_samples, teacher_variab
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
 from binarydm_jax.training.sharding import config_mesh
+from binarydm_jax.workdir import check_own_teacher
 
 PACKED = "model.safetensors"
 SHIPPED = Path(__file__).parent / "shipped" / "digits.safetensors"  # digits.md beside it is its card
@@ -44,6 +45,7 @@ def pretrain(problem, workdir):
   if problem.config.teacher.checkpoint:
     teacher_variables(problem, workdir)
     return
+  check_own_teacher(workdir)
   stages.pretrain(problem, workdir)
 
 
@@ -54,11 +56,17 @@ def binarize(problem, workdir):
 
 def encode(problem, workdir):
   """Writes the latents of the training images to first_stage.cache; continues where it stopped."""
-  fields, data = problem.config.first_stage, problem.train_data
+  fields = problem.config.first_stage
   if problem.first_stage is None:
     raise ValueError("first_stage.kind is 'none': there is nothing to encode")
   if not fields.cache:
     raise ValueError("first_stage.cache is empty: give the folder that the latents are to be written to")
+  with run_lock.hold(fields.cache):  # runs of other workdirs may write there, too
+    _encode(problem, workdir)
+
+
+def _encode(problem, workdir):
+  fields, data = problem.config.first_stage, problem.train_data
   first_stage = feed.get_first_stage(problem, workdir, stored=False)
   h, w, _ = problem.input_shape
   mirrored = problem.config.data.flip
@@ -104,10 +112,10 @@ def student_cost(problem, table=None):
   return cost_lib.model_cost(problem.layers, table, _abstract_params(problem), remainder_bytes)
 
 
-def costs(problem):
-  """(cost of the teacher, cost of the finished student)."""
+def costs(problem, table=None):
+  """(cost of the teacher, cost of the student with a deployed rule table or, without one, of the finished student)."""
   floats = {layer.path: LayerRule() for layer in problem.layers}
-  return cost_lib.model_cost(problem.layers, floats, _abstract_params(problem)), student_cost(problem)
+  return cost_lib.model_cost(problem.layers, floats, _abstract_params(problem)), student_cost(problem, table)
 
 
 def info(problem, workdir):
@@ -136,6 +144,8 @@ def info(problem, workdir):
 def export(problem, workdir):
   """Writes the packed file of the student's averaged weights and checks its size against `cost`.
 
+  Returns:
+    (path -> LayerRule as it was packed, steps of training that the student has had).
   Raises:
     TrainingError: training is not finished, and `export.force` is not set.
   """
@@ -143,17 +153,18 @@ def export(problem, workdir):
   step, state = stages.newest_state(problem, "student", workdir, least=1 if fields.force else steps)
   variables = gather(state.ema if fields.averaged else state.variables, config_mesh(problem.config.mesh))
   first_stage = feed.get_first_stage(problem, workdir)
-  if jax.process_index() == 0:
-    _export(problem, workdir, step, variables, first_stage)
-  wait_for_all("packed file")
-
-
-def _export(problem, workdir, step, variables, first_stage):
-  fields, steps = problem.config.export, problem.config.student.steps
   gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
   table, variables, waiting = unfinished(
       problem.table, variables, gates, problem.teacher.block_names, problem.layers
   )
+  if jax.process_index() == 0:
+    _export(problem, workdir, step, table, variables, waiting, first_stage)
+  wait_for_all("packed file")
+  return table, step
+
+
+def _export(problem, workdir, step, table, variables, waiting, first_stage):
+  fields, steps = problem.config.export, problem.config.student.steps
   path = Path(workdir) / PACKED
   payload, header = packed.export(
       path,
@@ -204,10 +215,12 @@ def sample(config, workdir, make_problem):
   network = trained_network(make_problem(), workdir, which) if trained else packed_network(
       which, config, workdir, config.sample.backend
   )
+  # Not the names of the evaluation's samples, which stay.
+  name = f"trained_{network.name}" if trained else network.name
   images, speed = stream_samples(
-      network, workdir, network.name, config.sample, config.sample.num_images, config.first_stage.batch_size
+      network, workdir, name, config.sample, config.sample.num_images, config.first_stage.batch_size
   )
-  _say(f"{Path(workdir) / 'samples' / network.name}.png and .npz: {len(images)} images, {speed:.3g} a second")
+  _say(f"{Path(workdir) / 'samples' / name}.png and .npz: {len(images)} images, {speed:.3g} a second")
 
 
 # --- evaluation and report --------------------------------------------------------------------------------------------
@@ -220,8 +233,9 @@ def _print_results(results, workdir):
 
 def run_evaluate(problem, workdir):
   """Writes the packed file, measures it beside the teacher, and prints the table."""
-  export(problem, workdir)
-  _print_results(evaluate.evaluate(problem, workdir, Path(workdir) / PACKED, costs(problem)), workdir)
+  table, step = export(problem, workdir)
+  both = costs(problem, table)
+  _print_results(evaluate.evaluate(problem, workdir, Path(workdir) / PACKED, both, table, step), workdir)
 
 
 def _finished_results(config, workdir):
@@ -231,7 +245,12 @@ def _finished_results(config, workdir):
   except (OSError, json.JSONDecodeError):
     return None
   complete = all((workdir / name).exists() for name in (PACKED, "report.html", "samples/comparison.png"))
-  return results if complete and results.get("config_sha256") == evaluate.config_digest(config) else None
+  if not complete or results.get("config_sha256") != evaluate.config_digest(config):
+    return None
+  # Of a finished student, and of this very file: --mode=export may have written another since.
+  file = results["packed"]
+  same = file.get("sha256") in (None, evaluate.file_digest(workdir / PACKED))
+  return results if same and file.get("step") == file.get("steps") else None
 
 
 def run_all(problem, workdir):
@@ -241,7 +260,7 @@ def run_all(problem, workdir):
     _say(f"{workdir} is finished; this is its report")
     _print_results(results, workdir)
     return
-  if not problem.config.teacher.checkpoint:
+  if not problem.config.teacher.checkpoint:  # what is given is read when it is needed
     pretrain(problem, workdir)
   binarize(problem, workdir)
   run_evaluate(problem, workdir)

@@ -145,10 +145,10 @@ def teacher_variables(problem, workdir):
   """
   external = problem.config.teacher.checkpoint
   if not external:
-    return stages.restore_ema(problem, "teacher", workdir)
-  if is_run(external):
+    variables = stages.restore_ema(problem, "teacher", workdir)
+  elif is_run(external):
     steps = read_config(external)["teacher"]["steps"]
-    variables = stages.restore_ema(problem, "teacher", external, steps)
+    variables = stages.restore_ema(problem, "teacher", Path(external).expanduser(), steps)
   else:
     variables = {"params": put_replicated(load_unet(external, problem.teacher), make_mesh())}
   lock_inputs(workdir, teacher_sha256=digest(variables["params"]))

@@ -39,7 +39,7 @@ def read_config(workdir):
   Raises:
     ValueError: there is none, or it is not JSON.
   """
-  path = Path(workdir) / "config.json"
+  path = Path(workdir).expanduser() / "config.json"
   try:
     return json.loads(path.read_text())
   except OSError:
@@ -49,8 +49,27 @@ def read_config(workdir):
 
 
 def is_run(path):
-  """Whether a path is the workdir of a run (else it is a published checkpoint)."""
-  return (Path(path) / "config.json").is_file() and (Path(path) / "teacher").is_dir()
+  """Whether a path is the workdir of a run that has a teacher (else it is a published checkpoint).
+
+  Raises:
+    ValueError: of a run that took its teacher from elsewhere.
+  """
+  path = Path(path).expanduser()
+  if not (path / "config.json").is_file() or (path / "teacher").is_dir():
+    return (path / "teacher").is_dir() and (path / "config.json").is_file()
+  try:
+    elsewhere = read_config(path)["teacher"]["checkpoint"]
+  except (ValueError, LookupError, TypeError):  # another program's config.json
+    return False
+  raise ValueError(f"teacher.checkpoint {str(path)!r} is a run without a teacher of its own; its was {elsewhere!r}")
+
+
+def check_own_teacher(workdir):
+  """Raises ValueError where another teacher would be trained for a run that has had one from `teacher.checkpoint`."""
+  if "teacher_sha256" in read_inputs(workdir) and not (Path(workdir) / "teacher").is_dir():
+    raise ValueError(
+        f"{workdir} was begun with a teacher that is not in it: give its teacher.checkpoint again, or another --workdir"
+    )
 
 
 def digest(params):

@@ -159,8 +159,8 @@ def get_config():
   )
   config.guard = ConfigDict(
       dict(
-          # A loss or gradient that is not finite: stop | skip (leave the update out and count it; the run ends where all
-          # steps of a log line were left out).
+          # A loss or gradient that is not finite: stop | skip (leave the update out and count it; the run ends after
+          # 100 such steps in a row).
           non_finite="stop",
           divergence=5.0,  # a loss so many times its running median is reported; 0: never
       )
@@ -185,8 +185,8 @@ def get_config():
   config.sample = ConfigDict(
       dict(
           model="",  # a packed file, or teacher | student | shipped (with the package); empty: the workdir's file
-          # Of a packed file, by --mode=sample: auto | xla | cpu (native kernel) | float (kernels dequantized). Evaluation is
-          # by float.
+          # Of a packed file, by --mode=sample: auto | xla | cpu (native kernel) | float (kernels dequantized).
+          # --mode=evaluate takes float.
           backend="auto",
           sampler="ddim",  # ddim | ddpm | plms | dpm_solver++_2m | dpm_solver++_2s
           steps=50,  # runs of the network (plms: one more); ddpm: 0 takes all timesteps

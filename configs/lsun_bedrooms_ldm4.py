@@ -16,8 +16,8 @@ of it was run here: it needs LSUN, the checkpoint and accelerators.
   --config.quant.act_bits=8                                  W1A8
 
 On accelerators the command is the same; the batch of 4 is the paper's and must be a multiple of the devices.
-Encoding once, where the disk has room (48 KiB of latents an image, a little less compressed; twice with mirror images): `--mode=encode
---config.first_stage.cache=DIR`, then the commands above with the same flag.
+Encoding once, where the disk has room (48 KiB of latents an image, a little less compressed; twice with mirror images):
+`--mode=encode --config.first_stage.cache=DIR`, then the commands above with the same flag.
 """
 
 from configs import ldm4

@@ -200,6 +200,8 @@ def plot(rows, path):
   from binarydm_jax.panels import THEMES, draw_panel
 
   layers = [row for row in rows if row["row"] == "layer"]
+  if not layers:  # no binarized ones: LSQ
+    return
   series = [name for name in SERIES if f"{name}_ms" in layers[0]]
 
   def draw(axes, theme):

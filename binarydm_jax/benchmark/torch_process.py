@@ -19,10 +19,11 @@ def _serve(pipe, told, memory_format):
   os.environ.setdefault("OMP_WAIT_POLICY", "passive")
   import torch
 
+  from binarydm_jax.benchmark.torch_reference import use_all_cores
   from binarydm_jax.benchmark.torch_train import TorchStep
 
   torch.manual_seed(0)
-  torch.set_num_threads(os.cpu_count())
+  use_all_cores()
   step = TorchStep(told, memory_format)
   del told
   while pipe.recv():

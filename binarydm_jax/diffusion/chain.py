@@ -19,7 +19,8 @@ def draw_noise(keys, number, shape):
 def threshold(x0, percentile):
   """Dynamic thresholding of each sample of x0 [n, ...]: clipped to [-s, s] and divided by s, the greater of 1 and the
   percentile (a part of one, such as 0.995) of its magnitudes (Saharia et al. 2022, arXiv 2205.11487, section 2.3)."""
-  s = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)
+  # By shape[0], not len: an exported program does not know its batch.
+  s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
   s = jnp.maximum(s, 1).reshape((-1,) + (1,) * (x0.ndim - 1))
   return jnp.clip(x0, -s, s) / s
 

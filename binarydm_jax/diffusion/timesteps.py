@@ -2,6 +2,8 @@
 
 import numpy as np
 
+# Of the image, in what a chain begins with beyond what the last timestep holds.
+MOST_HELD = 0.1
 SPACINGS = ("ldm", "leading", "linspace", "trailing", "quadratic", "logsnr")
 
 
@@ -23,7 +25,7 @@ def sampling_timesteps(schedule, steps, spacing="ldm"):
   Returns:
     int32 [steps] in descending order; float64 [steps], alphas_cumprod of the step's end.
   Raises:
-    ValueError: unknown spacing, or steps out of range.
+    ValueError: unknown spacing, steps out of range, or a chain that would begin where the image still shows.
   """
   total, abar = schedule.num_timesteps, schedule.alphas_cumprod
   if spacing not in SPACINGS:
@@ -48,6 +50,13 @@ def sampling_timesteps(schedule, steps, spacing="ldm"):
     wanted = np.linspace(log_ratio[0], log_ratio[-1], steps + 1)[1:]
     timesteps = np.abs(log_ratio[:, None] - wanted).argmin(0)
   timesteps = timesteps.astype(np.int32)
+  # Where c = T // steps leaves much out, the chain begins far below T, and takes noise for what still holds an image.
+  held = np.sqrt(abar[timesteps[-1]]) - np.sqrt(abar[-1])
+  if spacing in ("ldm", "leading") and total - timesteps[-1] > 2 * (total // steps) and held > MOST_HELD:
+    raise ValueError(
+        f"sample.steps {steps} in {spacing!r} spacing begins at timestep {timesteps[-1]} of {total}, where noise still"
+        f" holds {held:.0%} of the image: take a number that divides {total}, or sample.spacing='trailing'"
+    )
   ends = np.concatenate([[abar[0] if spacing in ("ldm", "logsnr") else 1.0], abar[timesteps[:-1]]])
   return timesteps[::-1].copy(), ends[::-1].copy()
 

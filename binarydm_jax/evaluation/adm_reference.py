@@ -26,6 +26,28 @@ from binarydm_jax.evaluation.reference import (
 IMAGES = "arr_0"
 
 
+def check(path, network, image_shape):
+  """What `compute` would refuse, as far as the file's directory and its images' header show it.
+
+  Args:
+    image_shape: (h, w, c) of the samples.
+  Raises:
+    InvalidReference.
+  """
+  path = pathlib.Path(path).expanduser()
+  if network.name != "inception":
+    raise InvalidReference(
+      f"{path} belongs to InceptionV3, but evaluation.feature_network is {network.name!r}; set it to 'inception'"
+    )
+  keys = _keys(path)
+  shape = _image_shape(path) if IMAGES in keys else None
+  if shape is None and "mu" not in keys:
+    raise InvalidReference(f"{path} holds neither mu and sigma nor images ({IMAGES}); its keys: {', '.join(keys)}")
+  if shape is not None and tuple(shape[1:]) != tuple(image_shape):
+    size = lambda shape: "x".join(map(str, shape))
+    raise InvalidReference(f"{path} holds images of {size(shape[1:])}, and these are of {size(image_shape)}")
+
+
 def protocol_of(path, network, keep: int = KEPT) -> dict:
   """The protocol of `compute` with these arguments. Reads the file through, for its SHA-256."""
   path = pathlib.Path(path).expanduser()
@@ -78,7 +100,7 @@ def _keys(path):
     raise InvalidReference(f"there is no reference file {str(path)!r}")
   try:
     with zipfile.ZipFile(path) as archive:
-      return [name.removesuffix(".npy") for name in archive.namelist()]
+      return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
   except (OSError, zipfile.BadZipFile):
     raise InvalidReference(f"{path} is not an npz file; give a published reference such as VIRTUAL_*.npz") from None
 
@@ -90,7 +112,7 @@ def _open_images(archive, path):
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
-  except (ValueError, OSError, zipfile.BadZipFile) as error:
+  except Exception as error:  # of a damaged file everything: zlib.error, NotImplementedError, TokenError
     raise InvalidReference(f"{path}: {IMAGES} is unreadable ({' '.join(str(error).split())[:160]})") from None
   if dtype != np.uint8 or fortran or len(shape) != 4 or not shape[0]:
     raise InvalidReference(f"{path}: {IMAGES} is {dtype} {shape}; it must hold images, uint8 [n, h, w, c]")

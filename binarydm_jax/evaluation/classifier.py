@@ -88,7 +88,7 @@ def read(path):
     height, width, channels = image_shape
     images = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-  except (KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, ArithmeticError):
     raise ValueError(
         f"evaluation.classifier: {str(path)!r} does not say which classifier it holds; {MADE_BY} makes one that does"
     ) from None
@@ -98,4 +98,6 @@ def read(path):
     wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     raise ValueError(f"evaluation.classifier: {str(path)!r} is damaged: {', '.join(wrong[:3]) or 'the types'} are not"
                      " those of its network")  # fmt: skip
+  if broken := sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all()):
+    raise ValueError(f"evaluation.classifier: {str(path)!r} is damaged: {', '.join(broken[:3])} are not finite")
   return module, traverse_util.unflatten_dict(tensors, sep="/"), image_shape, hashlib.sha256(content).hexdigest()

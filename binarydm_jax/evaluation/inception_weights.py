@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from binarydm_jax.evaluation.inception import InceptionV3
-from binarydm_jax.importers.mapping import CheckpointError, Entry, convert
+from binarydm_jax.importers.mapping import CheckpointError, Entry, as_arrays, convert
 from binarydm_jax.importers.torch_file import read_torch
 
 PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
@@ -55,16 +55,16 @@ def read(path):
   if path.suffix == ".safetensors":
     try:
       content = load_safetensors(path.read_bytes())
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
       raise CheckpointError(f"{path} is not a readable checkpoint ({error})") from None
   else:
     content = read_torch(path)
-  if not isinstance(content, dict) or not all(hasattr(value, "shape") for value in content.values()):
+  if not isinstance(content, dict) or not all(
+    isinstance(name, str) and hasattr(value, "shape") for name, value in content.items()
+  ):
     raise CheckpointError(f"{path} holds no state dict: a dictionary of tensors is needed")
   tensors = {
-    name: value if isinstance(value, np.ndarray) else value.detach().float().numpy()
-    for name, value in content.items()
-    if name not in UNUSED and not name.endswith(".num_batches_tracked")
+    name: value for name, value in content.items() if name not in UNUSED and not name.endswith(".num_batches_tracked")
   }
   wanted = shapes()
-  return convert(tensors, entries(wanted), wanted, path), sha256
+  return convert(as_arrays(tensors, path), entries(wanted), wanted, path), sha256

@@ -7,11 +7,10 @@ from pathlib import Path
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from binarydm_jax.importers.diffusers_config import check_autoencoder_config, check_unet_config
-from binarydm_jax.importers.mapping import CheckpointError, convert
+from binarydm_jax.importers.mapping import CheckpointError, as_arrays, convert
 from binarydm_jax.importers.names import autoencoder_entries, unet_entries
 from binarydm_jax.importers.torch_file import read_torch
 
@@ -58,27 +57,24 @@ def _read(path):
     try:
       with safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # the last: 8-bit floats
       raise CheckpointError(f"{path} is not a readable checkpoint ({error})") from None
   content = read_torch(path)
-  if isinstance(content, (list, tuple)) and content and isinstance(content[0], dict):
+  named = lambda part: isinstance(part, dict) and all(isinstance(name, str) for name in part)
+  if isinstance(content, (list, tuple)) and content and named(content[0]):
     # The DDIM authors' list: model, optimizer, epoch, step, averaged weights.
-    averaged = content[4] if len(content) > 4 and isinstance(content[4], dict) else {}
+    averaged = content[4] if len(content) > 4 and named(content[4]) else {}
     content = {**content[0], **{_bare(name): value for name, value in averaged.items()}} if averaged else content[0]
     content = {_bare(name): value for name, value in content.items()}
   elif isinstance(content, dict):
     content = content.get("state_dict", content)
-  if not isinstance(content, dict) or not all(hasattr(value, "shape") for value in content.values()):
+  if not named(content) or not all(hasattr(value, "shape") for value in content.values()):
     raise CheckpointError(f"{path} holds no state dict: a dictionary of tensors is needed")
   return content
 
 
 def _bare(name):
   return name.removeprefix("module.")
-
-
-def _numpy(tensors):
-  return {name: t if isinstance(t, np.ndarray) else t.detach().float().numpy() for name, t in tensors.items()}
 
 
 def _with_prefix(tensors, prefix):
@@ -159,7 +155,7 @@ def load_unet(path, model):
   if model.context_dim and not model.num_classes:
     context["context"] = jax.ShapeDtypeStruct((1, 1, model.context_dim), jnp.float32)
   shapes = _shapes(model, *model.abstract_inputs((side, side, model.out_channels)), **context)
-  return convert(_numpy(tensors), unet_entries(model, shapes, layout), shapes, file)
+  return convert(as_arrays(tensors, file), unet_entries(model, shapes, layout), shapes, file)
 
 
 def load_autoencoder(path, model):
@@ -183,7 +179,7 @@ def load_autoencoder(path, model):
     check_autoencoder_config(config, model, file)
   side = 2 * model.factor
   shapes = _shapes(model, jax.ShapeDtypeStruct((1, side, side, model.image_channels), jnp.float32))
-  params = convert(_numpy(tensors), autoencoder_entries(model, shapes, layout), shapes, file)
+  params = convert(as_arrays(tensors, file), autoencoder_entries(model, shapes, layout), shapes, file)
   return params, _scale_factor(content, config, file)
 
 

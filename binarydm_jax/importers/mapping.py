@@ -28,9 +28,9 @@ class Entry(NamedTuple):
 
 def _to_ours(tensors, entry, shape):
   """Their arrays -> our array, or None where the shapes do not allow it."""
-  if len({t.shape for t in tensors}) != 1:
-    return None
   joined = tensors[0]
+  if len({t.shape for t in tensors}) != 1 or not joined.ndim:
+    return None
   if len(tensors) > 1:
     if len(joined) % entry.heads:
       return None
@@ -58,6 +58,27 @@ def _listed(what, names, most=8):
   names = sorted(names)
   more = f" and {len(names) - most} more" if len(names) > most else ""
   return f"{len(names)} {what}: {', '.join(names[:most])}{more}"
+
+
+def as_arrays(tensors, source):
+  """name -> numpy array or torch tensor -> name -> numpy array.
+
+  Raises:
+    CheckpointError: a tensor that is not as large as it says, sparse, nested, or without data: what a file may claim.
+  """
+  arrays = {}
+  for name, tensor in tensors.items():
+    if isinstance(tensor, np.ndarray):
+      arrays[name] = tensor
+      continue
+    try:
+      if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError("it repeats its values")
+      arrays[name] = tensor.detach().float().numpy()
+    except Exception as error:  # torch has an exception of its own for each kind of tensor
+      reason = " ".join(str(error).split())[:120]
+      raise CheckpointError(f"{source}: tensor {name} is not an array of numbers ({reason})") from None
+  return arrays
 
 
 def convert(tensors, entries, shapes, source):

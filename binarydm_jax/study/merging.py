@@ -40,16 +40,17 @@ def merge(studies):
   Args:
     studies: {what errors call it: (about, records)}. A teacher that several have sampled by one seed counts once.
   Raises:
-    ValueError: they differ in what must be equal: protocol, steps, settings, the teacher of a seed, or what a run that
-      two of them have was measured to be.
+    ValueError: they differ in what must be equal: protocol, fields of their configs, the teacher of a seed, or what a
+      run that two of them have was measured to be.
   """
   (first, (about, _)), *others = studies.items()
-  about = {**about, "settings": dict(about["settings"]), "teachers": dict(about["teachers"])}
+  # A file of before has no fields.
+  about = {**about, **{part: dict(about.get(part, {})) for part in ("fields", "settings", "teachers")}}
   for name, (other, _) in others:
     for key in COMMON:
       _check_equal(key, first, about[key], name, other[key])
-    for part, what in (("settings", "{}"), ("teachers", "the teacher of seed {}")):
-      for key, value in other[part].items():
+    for part, what in (("fields", "{}"), ("settings", "{}"), ("teachers", "the teacher of seed {}")):
+      for key, value in other.get(part, {}).items():
         _check_equal(what.format(key), first, about[part].setdefault(key, value), name, value)
     for key in ("hardware", "versions", "commands"):
       about[key] = list(dict.fromkeys([*about[key], *other[key]]))

@@ -6,36 +6,38 @@ import statistics
 from pathlib import Path
 
 from binarydm_jax.compare import check_protocols
-from binarydm_jax.study.plan import read_fields, read_results, row_workdir, teacher_workdir
+from binarydm_jax.study.plan import MEASURED, read_fields, read_results, row_workdir, teacher_workdir
 from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
 from binarydm_jax.training.guards import run_goodput
-from binarydm_jax.workdir import read_inputs
+from binarydm_jax.workdir import FREE, read_inputs
 
 TEACHER = "teacher"
 QUALITY = ("fid", "sfid", "kid", "inception_score", "precision", "recall", "heldout_loss")
 COSTS = ("bits", "true_weight_bits", "size_bytes", "fp32_bytes", "macs", "ops")
 PROTOCOL = ("feature_network", "feature_sha256", "num_samples", "num_reference", "sampler", "steps", "spacing", "eta",
             "clip", "guidance")  # fmt: skip
-# Of a run's config; a row may change them, the others must agree in it.
-BUDGET = ("student.steps", "student.batch_size", "student.learning_rate", "student.warmup_steps",
-          "student.weight_decay", "student.clip_norm", "student.ema_decay")  # fmt: skip
-# The same of the method; they stand in each record.
+# Of a run's config what may differ: seeds, and where files lie. What a row sets itself may differ from the other rows,
+# and all else that results depend on must agree.
+MAY_DIFFER = ("seed", "sample.seed", "teacher.checkpoint", "data.source", "data.data_dir", "evaluation.classifier",
+              "evaluation.inception_weights", "evaluation.reference", *FREE)  # fmt: skip
+# Of the method; they stand in each record.
 SETTINGS = ("distill.weight", "distill.prediction_weight", "quant.tau", "quant.transition", "quant.fade")
 # Qualities of which the share of the gap that is closed is said: lower is better.
 GAPS = ("fid", "heldout_loss")
 
 
 def collect(folder, rows=ROWS):
-  """(records, results, teachers): of the finished students of `rows`, row by row and seed by seed; what they measured;
-  {seed: SHA-256 of its teacher}, as far as it is known.
+  """(records, results, teachers, fields): of the finished students of `rows`, row by row and seed by seed; what they
+  measured; {seed: SHA-256 of its teacher}, as far as it is known; {field of the config: value} as all rows have it that
+  do not set it themselves.
 
   A record is a flat dict, a line of results.csv. The teacher's records come first, one for each sampling seed.
 
   Raises:
-    ValueError: nothing is finished, or the runs were measured by different protocols, trained by different budgets or
-      settings or from different teachers.
+    ValueError: nothing is finished, or the runs were measured by different protocols, by configs that differ in more
+      than the rows' own fields, or trained from different teachers.
   """
-  records, results, budgets, sampled, teachers = [], [], {}, {}, {}
+  records, results, shared, sampled, teachers = [], [], {}, {}, {}
   for row in rows:
     for seed in _seeds(folder, row.name):
       workdir = row_workdir(folder, row.name, seed)
@@ -51,16 +53,17 @@ def collect(folder, rows=ROWS):
         home = next(filter(Path.is_dir, (teacher_workdir(folder, seed), teacher_workdir(folder))), None)
         sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher.steps"] if home else None)
       inputs = read_inputs(workdir)
-      _add_budget(budgets, row, seed, config, inputs)
+      _add_shared(shared, row, seed, config, inputs)
       if "teacher_sha256" in inputs:
         teachers[str(seed)] = inputs["teacher_sha256"]
   if not records:
     raise ValueError(f"{folder} holds no finished run of a study")
   check_protocols(results)
-  for (name, _), values in budgets.items():
+  for (name, _), values in shared.items():
     if len(values) > 1:
       raise ValueError(f"the runs in {folder} differ in {name}: {_differing(values)}; give another --folder")
-  return [sampled[seed] for seed in sorted(sampled)] + records, results, teachers
+  fields = {name: json.loads(next(iter(values))) for (name, seed), values in shared.items() if seed is None}
+  return [sampled[seed] for seed in sorted(sampled)] + records, results, teachers, fields
 
 
 def has_runs(folder, rows=ROWS):
@@ -82,13 +85,13 @@ def _record(name, seed, model, workdir, steps, settings=None):
   )  # fmt: skip
 
 
-def _add_budget(budgets, row, seed, config, inputs):
-  """Notes what must be equal in all rows: budgets, settings, and for each seed the teacher."""
-  for name in (*BUDGET, *SETTINGS):
-    if name not in row.overrides:
-      budgets.setdefault((name, None), {}).setdefault(config[name], f"{row.name} seed {seed}")
+def _add_shared(shared, row, seed, config, inputs):
+  """Notes what must be equal in all rows: fields of the config, as JSON, and for each seed the teacher."""
+  for name, value in config.items():
+    if name.split(".")[0] in MEASURED and name not in row.overrides and name not in MAY_DIFFER:
+      shared.setdefault((name, None), {}).setdefault(json.dumps(value), f"{row.name} seed {seed}")
   if "teacher_sha256" in inputs:
-    digests = budgets.setdefault(("their teacher", seed), {})
+    digests = shared.setdefault(("their teacher", seed), {})
     digests.setdefault(inputs["teacher_sha256"][:8], f"{row.name} seed {seed}")
 
 
@@ -102,6 +105,9 @@ def summarize(records, rows=ROWS):
   Each has name, label, group, seeds, COSTS, and `metrics`: {name: {"mean", "std" (None for one value), "values"}} of
   QUALITY, training_seconds, and gap_closed_NAME for NAME in GAPS: (floor - row) / (floor - ceiling) for each seed that
   all three have.
+
+  Raises:
+    ValueError: the runs of a row differ in COSTS: they are of different networks.
   """
   by_row = {}
   for record in records:
@@ -117,7 +123,9 @@ def summarize(records, rows=ROWS):
       shares = [gap_closed(found[seed][key], *(by_row.get(end, {}).get(seed, {}).get(key) for end in (FLOOR, CEILING)))
                 for seed in found]  # fmt: skip
       metrics[f"gap_closed_{key}"] = _spread(shares)
-    costs = {key: next(iter(found.values()))[key] for key in COSTS}
+    costs, *others = ({key: record[key] for key in COSTS} for record in found.values())
+    for key, value in ((key, other[key]) for other in others for key in COSTS if other[key] != costs[key]):
+      raise ValueError(f"the runs of {name} differ in {key}: {costs[key]} and {value}; they do not belong together")
     summaries.append(dict(name=name, label=label, group=group, seeds=list(found), **costs, metrics=metrics))
   return summaries
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import platform
 from pathlib import Path
 
 from binarydm_jax.compare import spread
@@ -35,8 +34,8 @@ def write(folder, added=()):
   folder = Path(folder)
   studies = {str(path): merging.read(Path(path)) for path in added}
   if not studies or results_lib.has_runs(folder):
-    records, found, teachers = results_lib.collect(folder)
-    about = describe(records, found, results_lib.read_attempts(folder), teachers)
+    records, found, teachers, fields = results_lib.collect(folder)
+    about = describe(records, found, results_lib.read_attempts(folder), teachers, fields)
     studies = {str(folder): (about, records), **studies}
   about, records = merging.merge(studies)
   summaries = results_lib.summarize(records)
@@ -58,7 +57,7 @@ def to_csv(records):
   return buffer.getvalue()
 
 
-def describe(records, found, attempts, teachers):
+def describe(records, found, attempts, teachers, fields):
   """{name: value}: how it was measured, on what, from which teachers, by which commands, how long it took."""
   first = records[-1]
   reference = found[0].get("reference") or {}
@@ -68,8 +67,9 @@ def describe(records, found, attempts, teachers):
       reference={key: reference.get(key) for key in ("what", "fid")},
       settings=_common_settings(records),
       teachers=teachers,
+      fields=fields,
       training_steps=sorted({record["training_steps"] for record in records if record["row"] != results_lib.TEACHER}),
-      hardware=sorted({f"{cpu_name()}; {result['environment']['devices']}" for result in found}),
+      hardware=sorted({f"{r['environment'].get('processor', 'CPU')}; {r['environment']['devices']}" for r in found}),
       versions=sorted({f"jax {r['environment']['jax']}, Python {r['environment']['python']}" for r in found}),
       commands=list(dict.fromkeys(attempt["study"] for attempt in attempts)),
       wall_seconds=results_lib.wall_seconds(attempts),
@@ -82,16 +82,6 @@ def _common_settings(records):
   own = {row.name: row.overrides for row in ROWS}
   students = [record for record in records if record["row"] in own]
   return {name: record[name] for record in students for name in results_lib.SETTINGS if name not in own[record["row"]]}
-
-
-def cpu_name():
-  """Of this machine, as /proc/cpuinfo has it."""
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    lines = []
-  names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-  return next(names, platform.machine())
 
 
 def to_markdown(summaries, about, pictures=()):

@@ -60,7 +60,8 @@ def make_gradient(loss_fn, mesh, variable_specs, frozen_specs, accumulate=1):
     mesh: of axes AXES.
     variable_specs, frozen_specs: trees of PartitionSpec, as from `sharding.parameter_spec`.
     accumulate: parts of a device's rows that are computed one after the other; the gradient is the same but for
-      rounding, the memory of activations smaller.
+      rounding (and at the floor of a scale, 1e-8, where each part decides what passes), the memory of activations
+      smaller.
   """
 
   def local(variables, frozen, examples, step):

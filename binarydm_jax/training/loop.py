@@ -24,6 +24,8 @@ from binarydm_jax.training.guards import SESSIONS, Clock, Divergence, logged_los
 from binarydm_jax.training.writers import Writer, append_line, truncate_lines
 
 _PROCESS_BEGAN = time.time()
+# Steps in a row without a finite loss or gradient, with which a run ends that skips them.
+MOST_SKIPPED = 100
 
 
 class TrainingError(RunError):
@@ -102,6 +104,15 @@ def _summary(rows):
   return {**scalars, "learning_rate": float(rows[-1]["learning_rate"])}
 
 
+def _longest_skip(rows, before):
+  """(the most steps in a row that were skipped, those at the end), where `before` were so ahead of the first row."""
+  most = now = before
+  for row in rows:
+    now = 0 if np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"]) else now + 1
+    most = max(most, now)
+  return most, now
+
+
 def _warn(words):
   if jax.process_index() == 0:
     tqdm.write(f"warning: {words}", file=sys.stderr)
@@ -156,12 +167,13 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
         signs_of=recorder.last if recorder else 0, config=config.to_dict(),
     ))  # fmt: skip
 
-  def check_finite(step, rows=None):
-    """How many steps were skipped so far; raises where the state is frozen, or all steps of a log line were skipped."""
-    count = int(state.skipped)
-    if state.ok and (rows is None or count - skipped < len(rows)):
-      return count
-    where = f"at step {int(state.step) + 1}" if not state.ok else f"at all steps of the log line of step {step}"
+  def check_finite(step, rows=()):
+    """How many steps were skipped so far; raises where the state is frozen, or too many in a row were skipped."""
+    nonlocal in_a_row
+    most, in_a_row = _longest_skip(rows, in_a_row)
+    if state.ok and most < MOST_SKIPPED:
+      return int(state.skipped)
+    where = f"at step {int(state.step) + 1}" if not state.ok else f"at {most} steps in a row, before step {step + 1}"
     checkpoints.wait()
     raise TrainingError(
         f"{stage}: the loss or a gradient is not finite {where}; the checkpoint of step"
@@ -171,7 +183,7 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
   preemption.check()  # before anything is compiled
   stream = network_batches(problem, stage, mesh, start, workdir)
   bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=not first, mininterval=1.0)
-  skipped = begin.skipped
+  skipped, in_a_row = begin.skipped, 0
   try:
     batch = clock.next(stream)
     # Ahead of the first step, so that no step's time holds it; a signal is served when it returns.
@@ -204,7 +216,8 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
         scalars["loss_over_median"] = times
         _warn(f"{stage}: the loss at step {step}, {scalars['loss']:.4g}, is {times:.1f} times its running median")
       writer.write(step, {**scalars, **timing})
-      bar.set_postfix(loss=f"{scalars['loss']:.4f}", wait=f"{timing['data_wait']:.0%}")
+      loss = "none" if scalars["loss"] is None else f"{scalars['loss']:.4f}"
+      bar.set_postfix(loss=loss, wait=f"{timing['data_wait']:.0%}")
       write_grid(state, step)
       if step % config.checkpoint.every == 0 or step == steps or stop:
         # Last: whoever resumes from a checkpoint finds all that stands before it.

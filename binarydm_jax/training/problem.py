@@ -164,6 +164,14 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
     raise ValueError(f"quant.transition {fields.transition} keeps the second basis to the last step; set it below 1")
   if evolving and fields.fade > fields.transition:
     raise ValueError(f"quant.fade {fields.fade} begins before the first step: quant.transition is {fields.transition}")
+  if evolving:
+    blocks = {block_names.index(layer.block) for layer in layers if table[layer.path].weights == "evolving"}
+    first = min(rings[block] for block in blocks) * fields.interval
+    if first >= transition:
+      raise ValueError(
+          f"quant.interval {fields.interval} with quant.progressive {progressive!r} binarizes blocks of evolving bases"
+          f" from step {first} on, and quant.transition drops the second at step {transition}: lower the interval"
+      )
   fade = round(fields.fade * steps)
   return functools.partial(quant.gates_at, rings=rings, interval=fields.interval, transition=transition, fade=fade)
 
@@ -196,11 +204,12 @@ def count_classes(model, data_source, train_data):
   return model.num_classes or found
 
 
-def build(config, with_data=True):
+def build(config, with_data=True, trains=("teacher", "student")):
   """Checks the config and builds the Problem.
 
   Args:
     config: ConfigDict.
+    trains: the stages that are to be trained, whose batches must fit the devices.
     with_data: False leaves the data alone, unless the number of classes is to come from it.
   Raises:
     ValueError: one line that names the field and the mend.
@@ -208,7 +217,9 @@ def build(config, with_data=True):
   check_config(config)
   data = config.data
   mesh = sharding.config_mesh(config.mesh)
-  for stage in ("teacher", "student"):
+  for stage in trains:
+    if stage == "teacher" and config.teacher.checkpoint:
+      continue  # it is read
     sharding.check_batch(f"{stage}.batch_size", config[stage].batch_size, mesh, config.compute.accumulate)
   method = resolve_method(
       config.method,

@@ -69,7 +69,7 @@ def make_examples(model, schedule, target, label_dropout, batch, key):
   x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
   examples = {"x_t": x_t, "timesteps": timesteps, "target": wanted}
   if model.num_classes:
-    # A key of its own, folded in, leaves the other draws as they are without it.
+    # Folded in: the other draws are as they are without it.
     label_key = jax.random.fold_in(key, 1)
     examples["labels"] = drop_labels(batch["label"], model.num_classes, label_dropout, label_key)
   if model.dropout:
@@ -129,6 +129,16 @@ def student_terms(model, teacher, table, loss, gates_fn, distil, mimic):
   return terms
 
 
+def _choose_by_branch(finite, update, leave, state):
+  """On CPUs: choosing array by array would read and write the whole state once more, in a kernel for each array."""
+  return jax.lax.cond(finite, update, leave, state)
+
+
+def _choose_by_value(finite, update, leave, state):
+  """On accelerators, where the choice is part of the update's own kernels, and a branch may wait for the host (GPU)."""
+  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(state), leave(state))
+
+
 def make_train_step(
   terms, examples_of, weights, optimizer, learning_rate, ema_decay, state, frozen, *, accumulate=1, skip=False
 ):
@@ -152,6 +162,7 @@ def make_train_step(
   shardings, fixed = (jax.tree.map(lambda x: x.sharding, tree) for tree in (state, frozen))
   mesh = state.step.sharding.mesh
   rows = over_batch(mesh)
+  choose = _choose_by_branch if mesh.devices.flat[0].platform == "cpu" else _choose_by_value
 
   def loss_fn(variables, frozen, examples, step):
     values, metrics = terms(variables, frozen, examples, step)
@@ -174,7 +185,7 @@ def make_train_step(
       finite &= state.ok
 
     def update(state):
-      updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables)
+      updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables, norm=norm)
       variables = optax.apply_updates(state.variables, updates)
       ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
       return state.replace(step=state.step + 1, variables=variables, ema=ema, opt_state=opt_state)
@@ -184,8 +195,7 @@ def make_train_step(
         return state.replace(step=state.step + 1, skipped=state.skipped + 1)
       return state.replace(ok=jnp.zeros_like(state.ok))
 
-    # A branch, not a choice for each array, which would read and write the whole state once more.
-    new = jax.lax.cond(finite, update, leave, state)
+    new = choose(finite, update, leave, state)
     # The optimizer's schedule counts its own updates.
     rate = learning_rate(state.step - state.skipped)
     return new, {**metrics, "grad_norm": norm, "learning_rate": rate}

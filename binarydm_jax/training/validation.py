@@ -4,7 +4,7 @@ from pathlib import Path
 
 from binarydm_jax.diffusion import SAMPLERS, SPACINGS, TARGETS, sampling_timesteps, solver_timesteps
 from binarydm_jax.distill import PROJECTIONS
-from binarydm_jax.evaluation import features
+from binarydm_jax.evaluation import adm_reference, features
 from binarydm_jax.models.autoencoder import KINDS
 from binarydm_jax.models.blocks import LAYOUTS
 from binarydm_jax.models.unet import REMAT
@@ -207,6 +207,7 @@ def check_features(evaluation, image_shape, num_train):
   if evaluation.reference:
     if not Path(evaluation.reference).expanduser().is_file():
       raise ValueError(f"evaluation.reference {evaluation.reference!r} is not a file: give an ADM reference .npz")
+    adm_reference.check(evaluation.reference, network, image_shape)
   elif min(num_train, evaluation.reference_images or num_train) <= dim:
     raise ValueError(
         f"data.source has {num_train} training images; evaluation.feature_network {network.name!r} needs more than"

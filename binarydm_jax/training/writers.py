@@ -47,12 +47,13 @@ class Writer:
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
 
   def write(self, step, scalars):
-    """`scalars`: name -> float, logged for `step`."""
+    """`scalars`: name -> float, logged for `step`; None, where there is none, is in metrics.jsonl alone."""
     if not self._first:
       return
     self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
     for name, value in scalars.items():
-      self._events.add_scalar(name, value, step)
+      if value is not None:
+        self._events.add_scalar(name, value, step)
 
   def image(self, step, array):
     """array: uint8 [h, w, c] or [h, w]."""

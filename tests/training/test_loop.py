@@ -37,7 +37,7 @@ def run(workdir, losses, stop_after=None, delay=0.0, **changes):
       new = TrainState(state.step + 1, (), (), (), state.skipped + (not finite), True)
     else:
       new = TrainState(state.step + finite, (), (), (), 0, finite)
-    return new, {"loss": loss, "simple": loss, "learning_rate": np.float32(0.1 * state.step)}
+    return new, {"loss": loss, "simple": loss, "grad_norm": loss, "learning_rate": np.float32(0.1 * state.step)}
 
   checkpoints = Memory(workdir)
   begin = checkpoints.begin(Begin(0, TrainState(0, (), (), (), 0, True)))
@@ -84,12 +84,21 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
 
 @pytest.mark.parametrize("how, losses, message", [
   ("stop", [1, 1, NAN, 1, 1], r"teacher: the loss or a gradient is not finite at step 3; .* step none is kept"),
-  ("skip", [1, 1, 1, 1, NAN, NAN, NAN, NAN], "at all steps of the log line of step 8; .* of step 4 is kept"),
+  ("skip", [1, 1, 1, 1, 1, NAN, NAN, NAN], r"at 3 steps in a row, before step 9; .* of step 4 is kept"),
+  ("skip", [1, 1, 1, NAN, NAN, NAN, 1, 1], r"at 3 steps in a row, before step 9; .* of step 4 is kept"),
 ])  # fmt: skip
-def test_a_run_without_finite_losses_stops(tmp_path, how, losses, message):
-  """At the first by default; with `skip` when a whole log line has none."""
+def test_a_run_without_finite_losses_stops(tmp_path, monkeypatch, how, losses, message):
+  """At the first by default; with `skip` after so many in a row, log lines or not."""
+  monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
   with pytest.raises(loop.TrainingError, match=message):
     run(tmp_path / "run", losses, **{"guard.non_finite": how})
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_skipping_does_not_depend_on_log_lines(tmp_path, every):
+  """A line of one step, or a last line of one: that step is skipped like any other."""
+  rows = run(tmp_path / "run", [1, NAN, 3, 4, NAN], **{"guard.non_finite": "skip", "log.every": every})
+  assert rows[-1]["skipped_steps"] == 2 and rows[-1]["step"] == 5
 
 
 def test_a_signal_does_not_save_a_frozen_state(tmp_path):

@@ -76,8 +76,11 @@ def run(command):
 
 
 def cache_folder():
-  """$XDG_CACHE_HOME/binarydm_jax/kernels, by default under ~/.cache."""
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binarydm_jax" / "kernels"
+  """$XDG_CACHE_HOME/binarydm_jax/kernels, by default under ~/.cache. Raises BuildError: there is neither."""
+  try:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binarydm_jax" / "kernels"
+  except RuntimeError:  # a user without a home
+    raise BuildError("no folder to keep the kernels in; set XDG_CACHE_HOME") from None
 
 
 def library():
@@ -87,7 +90,7 @@ def library():
   is good.
   """
   target, cxx, include = machine(), compiler(), jax.ffi.include_dir()
-  files = sorted(SOURCES.iterdir())
+  files = sorted(path for path in SOURCES.iterdir() if path.is_file())
   digest = hashlib.sha256()
   for part in (jax.__version__, include, target, cxx, run([cxx, "--version"]), repr((FLAGS, EXTRA_FLAGS[target]))):
     digest.update(part.encode() + b"\0")
