@@ -59,6 +59,22 @@ def test_two_teachers_are_averaged():
   assert row[1] == "2" and row[4] == "0.4000 ± 0.1414"
 
 
+def test_other_settings_are_no_seeds():
+  """Two learning rates of one method are two rows; a file of before does not say its settings."""
+  results = [dict(run(fid=fid), settings_sha256=settings) for fid, settings in ((1.0, "a"), (2.0, "a"), (4.0, "b"))]
+  assert [row[1] for row in compare.compare(results)[1:]] == ["2", "1"]
+
+
+@pytest.mark.parametrize("name, a, b", [
+    ("reference", dict(fid=1.0, count=100), dict(fid=1.0, count=None)), ("heldout", dict(images=9), dict(images=8)),
+])
+def test_unlike_images_are_refused(name, a, b):
+  """Distances to other real images, losses on other held-out ones; what a file does not say is not compared."""
+  with pytest.raises(ValueError, match="different (real|held-out) images"):
+    compare.compare([dict(run(), **{name: a}), dict(run(), **{name: b})])
+  compare.compare([dict(run(), **{name: a}), run()])
+
+
 @pytest.mark.parametrize("field, value", [
     ("feature_sha256", "cd"), ("num_samples", 64), ("sampler", "ddpm"), ("steps", 20), ("eta", 1.0), ("clip", False),
     ("spacing", "leading"),
@@ -76,6 +92,8 @@ def test_main_prints_a_table(tmp_path, capsys):
   assert lines[3] == "| binarydm | 2 | 1/4 | 1.12 | 0.6000 ± 0.1414 | 0.1500 ± 0.0000 | 240 KiB |"
   assert all(line.count("|") == 8 for line in lines[:4])
   assert lines[-1] == "For scale: half against half gives 0.3."
+  compare.main([write(tmp_path / "c", dict(run(), reference=dict(fid=None, what="half against half")))])
+  assert "For scale" not in capsys.readouterr().out
 
 
 def test_errors_are_one_line(tmp_path):
@@ -83,6 +101,7 @@ def test_errors_are_one_line(tmp_path):
   good = write(tmp_path / "good", run())
   cases = [
       ([], "name at least one workdir"),
+      ([good, good + "/../good"], "a workdir is named twice"),
       ([good, str(tmp_path / "none")], "none/results.json does not exist; run --mode=all"),
       ([good, write(tmp_path / "other", run(steps=3))], "different protocols"),
       ([write(tmp_path / "damaged", "{")], "error: "),

@@ -133,8 +133,10 @@ def test_sample_mode_reads_the_packed_file_without_data(run, tmp_path):
   assert images.shape == (6, 8, 8, 1)
   config = config.copy_and_resolve_references()
   config.sample.model = "student"
+  before = (workdir / "samples" / "student.npz").read_bytes()
   main.run(config, str(workdir), "sample")
-  trained = np.load(workdir / "samples" / "student.npz")["arr_0"]
+  trained = np.load(workdir / "samples" / "trained_student.npz")["arr_0"]
+  assert (workdir / "samples" / "student.npz").read_bytes() == before  # those of the evaluation
   np.testing.assert_allclose(trained.astype(int), images.astype(int), atol=1)
   assert to_uint8(np.zeros(1)).dtype == np.uint8
 

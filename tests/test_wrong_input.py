@@ -43,6 +43,15 @@ CASES = {
   "fade": ({"method": "ebb", "quant.fade": 0.6}, r"quant.fade 0.6 begins before the first step"),
   "transition at the end": ({"method": "ebb", "quant.transition": 1.0}, r"quant.transition 1.0 keeps the second basis"),
   "rings beyond the end": ({"quant.interval": 2}, r"quant.interval 2 lets the last ring begin at step 10, .* is 6"),
+  "rings after the transition": (
+    {"method": "ebb", "quant.progressive": "blocks", "quant.transition": 0.1, "quant.interval": 3, "student.steps": 30,
+     "model.channel_mult": (1, 2, 2)}, r"quant.interval 3 .* from step 9 on, and quant.transition drops .* at step 3"
+  ),
+  "steps that begin too low": ({"sample.steps": 600}, r"sample.steps 600 in 'ldm' spacing begins at timestep 600"),
+  "reference of another network": (
+    {"evaluation.reference": str(ROOT / "README.md")}, r"README.md belongs to InceptionV3, but .* 'digits_classifier'"
+  ),
+  "batch for the devices": ({"student.batch_size": 9, "compute.accumulate": 8}, r"batch_size 9 cannot be split over 1"),
   "seed": ({"seed": -1}, r"seed is -1; it must lie in 0"),
   "few real images": ({"data.source": "FOLDER"}, r"data.source has 3 training images; .* needs more than 64"),
   "no teacher": ({"teacher.steps": 0}, r"teacher.steps is 0 and no teacher.checkpoint is given"),

@@ -27,7 +27,8 @@ assert not [name for name in sys.modules if name.startswith(("binarydm", "flax")
 
 
 @pytest.mark.parametrize("name, options", [
-  ("lmb a4", {}), pytest.param("lmb a4 asymmetric", {}, marks=pytest.mark.slow),
+  ("lmb a4", dict(dynamic_threshold=0.9)), pytest.param("lmb a4", {}, marks=pytest.mark.slow),
+  pytest.param("lmb a4 asymmetric", {}, marks=pytest.mark.slow),
   pytest.param("cross-attention", dict(guidance=2.0), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_runs_without_the_package(name, options, tmp_path):

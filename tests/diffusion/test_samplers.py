@@ -68,6 +68,16 @@ def test_timesteps(spacing, steps, expected):
   assert ends[-1] == (abar[0] if spacing == "ldm" else 1.0)
 
 
+@pytest.mark.parametrize("spacing", ["ldm", "leading"])
+def test_chains_that_would_begin_too_low(spacing):
+  """600 of 1000 steps by whole strides would begin at timestep 600; numbers that leave little out are taken."""
+  with pytest.raises(ValueError, match=f"sample.steps 600 in '{spacing}' spacing begins at timestep (600|599) of 1000"):
+    sampling_timesteps(LDM, 600, spacing)
+  for steps in (2, 3, 20, 50, 64, 100, 150, 250, 500):
+    sampling_timesteps(LDM, steps, spacing)
+  assert sampling_timesteps(LDM, 600, "trailing")[0][0] == 999
+
+
 def test_logsnr_timesteps():
   """Even in log(a / s) as far as whole timesteps allow, from the last timestep to the first, where the chain ends."""
   schedule = Schedule(np.full(1000, 1e-2))

@@ -148,8 +148,14 @@ def damaged(made, tmp_path, how):
     params["hidden"] = {name: value.astype(np.float16) for name, value in params["hidden"].items()}
   if how == "missing":
     del params["hidden"]
+  if how == "infinite":
+    metadata["dim"] = float("inf")
   if how == "widths":
     metadata["widths"] = [-1]
+  if how == "no width":
+    metadata["widths"] = [0]
+  if how == "nan":
+    params["hidden"] = {name: np.full_like(value, np.nan) for name, value in params["hidden"].items()}
   classifier.write_weights(path, params, metadata)
   return path
 
@@ -158,6 +164,8 @@ def damaged(made, tmp_path, how):
   ("bytes", "is not a safetensors file"), ("foreign", "does not say which classifier it holds"),
   ("shape", "is damaged: hidden/kernel are not those"), ("type", "is damaged: hidden/bias, hidden/kernel are not"),
   ("missing", "is damaged: hidden/bias"), ("widths", "does not say which classifier"),
+  ("infinite", "does not say which classifier"), ("no width", "does not say which classifier"),
+  ("nan", "is damaged: hidden/bias, hidden/kernel are not finite"),
 ])  # fmt: skip
 def test_wrong_files_are_named(made, tmp_path, how, words):
   path = damaged(made, tmp_path, how)

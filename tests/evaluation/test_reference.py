@@ -1,6 +1,7 @@
 """Reference statistics: measured in batches, kept in a file under their protocol; published files; broken files."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -188,6 +189,16 @@ def test_not_a_reference(tmp_path):
   np.save(tmp_path / "array.npy", np.zeros(3))
   with pytest.raises(InvalidReference, match="not an npz file"):
     reference.read(tmp_path / "array.npy")
+  header = np.lib.format.magic(1, 0)
+  for name, content in {
+    "huge": header + b"\x76\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117)
+    + b"\n", "tokens": header + b"\x10\x00" + b"{'descr': ((((((\n",
+  }.items():
+    with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
+      archive.writestr("mu.npy", content)
+    with pytest.raises(InvalidReference, match="not an npz file of plain arrays") as error:
+      reference.read(tmp_path / f"{name}.npz")
+    assert "\n" not in str(error.value)
 
 
 # --- published files --------------------------------------------------------------------------------------------------
@@ -254,6 +265,20 @@ def test_published_errors(tmp_path, arguments, message):
   published(tmp_path / "x.npz", **arguments)
   with pytest.raises(InvalidReference, match=message):
     adm_reference.compute(tmp_path / "x.npz", Means())
+
+
+def test_published_files_are_looked_at_before_training(tmp_path):
+  """`check` reads no image and no moments: another network, other sizes, and a file that holds neither."""
+  published(tmp_path / "x.npz", images=np.zeros((5, 4, 4, 3), np.uint8))
+  adm_reference.check(tmp_path / "x.npz", Means(), (4, 4, 3))
+  with pytest.raises(InvalidReference, match="holds images of 4x4x3, and these are of 8x8x3"):
+    adm_reference.check(tmp_path / "x.npz", Means(), (8, 8, 3))
+  with pytest.raises(InvalidReference, match="belongs to InceptionV3"):
+    adm_reference.check(tmp_path / "x.npz", features.load("digits_classifier"), (4, 4, 3))
+  with zipfile.ZipFile(tmp_path / "y.npz", "w") as archive:
+    archive.writestr("arr_0", b"")
+  with pytest.raises(InvalidReference, match="holds neither mu and sigma nor images"):
+    adm_reference.check(tmp_path / "y.npz", Means(), (4, 4, 3))
 
 
 def test_published_files_belong_to_inception(tmp_path):

@@ -266,6 +266,29 @@ def test_wrong_files(tmp_path):
   refused(tmp_path, "holds no diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.parametrize("name, tensor", [
+    ("repeated", lambda t: torch.zeros(1, dtype=torch.float16).expand(2**40)), ("sparse", lambda t: t.to_sparse()),
+    ("without data", lambda t: t.to("meta")), ("of no dimension", lambda t: torch.tensor(1.0)),
+])
+def test_tensors_that_are_no_arrays(tmp_path, name, tensor):
+  """What a file may claim to hold: refused by the tensor's name, and nothing large is made of it."""
+  path = save_ldm(tmp_path / "a.ckpt", SMALL, unet_params(SMALL), callbacks={})
+  content = torch.load(path, weights_only=True)
+  key = next(key for key in content["state_dict"] if key.endswith("qkv.weight"))
+  content["state_dict"][key] = tensor(content["state_dict"][key])
+  torch.save(content, path)
+  with pytest.raises(CheckpointError, match=r"qkv\.weight") as error:
+    load_unet(path, SMALL)
+  assert "\n" not in str(error.value)
+
+
+def test_names_that_are_no_text(tmp_path):
+  for content in ({3: torch.zeros(2)}, [{3: torch.zeros(2)}, {}, 0, 0, {}]):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+      load_unet(tmp_path / "a.pth", SMALL)
+
+
 def test_another_architecture_with_the_same_shapes(tmp_path):
   """diffusers' config.json: a DDPM network does not pass for a latent diffusion network, though all tensors fit."""
   diffusers.UNet2DModel(

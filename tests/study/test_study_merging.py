@@ -1,5 +1,7 @@
 """Studies of several machines in one table: by hand what they make together, and what does not belong together."""
 
+import json
+
 import pytest
 
 from binarydm_jax.study import merging, tables
@@ -35,6 +37,8 @@ def test_seeds_and_rows_meet(tmp_path):
 @pytest.mark.parametrize("changes, fields, words", [
   ({"student.steps": 12}, {}, r"differ in training_steps: \[6\] and \[12\]"),
   ({"quant.tau": 0.5}, {}, "differ in quant.tau: 0.09 and 0.5"),
+  ({"student.learning_rate": 0.5}, {}, "differ in student.learning_rate: 0.001 and 0.5"),
+  ({"quant.act_bits": 8}, {}, "differ in quant.act_bits: 4 and 8"),
   ({}, dict(teacher_sha256="ef" * 32), "differ in the teacher of seed 1: cdcd"),
   ({}, dict(precision=0.75), r"a and .*results.json differ in precision of lmb seed 1: 0.5 and 0.75"),
 ])
@@ -53,6 +57,19 @@ def test_other_protocols(tmp_path):
   other.write_text(other.read_text().replace('"num_samples": 96', '"num_samples": 97'))
   with pytest.raises(ValueError, match="differ in protocol"):
     tables.write(tmp_path / "a", [other])
+
+
+def test_one_row_is_of_one_network(tmp_path):
+  """Another size at another seed; and a file of before, which has no fields, is taken."""
+  make_study(tmp_path / "a", "lmb", (1,))
+  other = make_study(tmp_path / "b", "lmb", (2,), size_bytes=5)
+  with pytest.raises(ValueError, match="the runs of lmb differ in size_bytes: 307200 and 5"):
+    tables.write(tmp_path / "a", [other])
+  other = make_study(tmp_path / "c", "lmb", (2,))
+  content = json.loads(other.read_text())
+  del content["about"]["fields"]
+  other.write_text(json.dumps(content))
+  assert len(tables.write(tmp_path / "a", [other])[0]) == 2
 
 
 def test_the_same_run_twice_counts_once(tmp_path):

@@ -131,6 +131,17 @@ def test_unlike_budgets_are_refused(study):
     results.collect(study)
 
 
+def test_what_a_row_does_not_set_must_agree(study):
+  """Activation bits of the whole study; a row that sets them itself may have others."""
+  (run,) = make_students(study, "ebb", (1,), tiny.get_config(**{"quant.act_bits": 8}))
+  write_run(run, 1.0, 1.0)
+  with pytest.raises(ValueError, match=r"differ in quant.act_bits: 4 \(baseline seed 1\), 8 \(ebb seed 1\)"):
+    results.collect(study)
+  (run.workdir / "results.json").unlink()
+  write_run(make_students(study, "baseline_a8", (1,))[0], 1.0, 1.0)
+  assert "quant.act_bits" in results.collect(study)[3]
+
+
 def test_unlike_settings_are_refused(study):
   """Another tau than the other rows have is no like comparison, unless it is the row's own; a config that did not know
   the field yet had its default."""

@@ -28,6 +28,18 @@ def fake_sources(tmp_path, monkeypatch):
   return tmp_path / "src"
 
 
+def test_without_a_home(monkeypatch):
+  """A user without a home folder: a reason, and not an error that nobody expects."""
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+  def home():
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.setattr(build.Path, "home", home)
+  with pytest.raises(build.BuildError, match="set XDG_CACHE_HOME"):
+    build.cache_folder()
+
+
 def test_cache(fake_sources, monkeypatch):
   """Built once; again for other sources or flags; nothing else is left in the folder."""
   first = build.library()

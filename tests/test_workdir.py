@@ -1,0 +1,101 @@
+"""What a workdir keeps of a run's inputs: one teacher, trained here or given; and what is finished in it."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from binarydm_jax import evaluate, modes, networks, workdir
+from binarydm_jax.training import stages
+from binarydm_jax.training.problem import build
+from tests import tiny
+
+
+@pytest.fixture
+def teachers(monkeypatch):
+  """{folder: weight}: what reading a teacher's checkpoint gives."""
+  weights = {}
+  found = lambda problem, stage, folder, steps=None: {"params": {"w": np.float32(weights[str(folder)])}}
+  monkeypatch.setattr(stages, "restore_ema", found)
+  return weights
+
+
+def make_run(folder, teacher=True, checkpoint=""):
+  """A workdir as a run leaves it."""
+  (folder / "teacher" if teacher else folder).mkdir(parents=True)
+  config = tiny.get_config(**{"teacher.checkpoint": checkpoint})
+  (folder / "config.json").write_text(json.dumps(config.to_dict()))
+  return folder
+
+
+def problem_of(checkpoint=""):
+  return SimpleNamespace(config=tiny.get_config(**{"teacher.checkpoint": str(checkpoint)}), teacher=None)
+
+
+@pytest.mark.parametrize("first, then", [("own", "other"), ("other", "own")])
+def test_the_teacher_of_a_run_stays(tmp_path, teachers, first, then):
+  """Trained here and then another given, or the other way round: refused, whatever the paths are."""
+  run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+  teachers |= {str(run): 1.0, str(other): 2.0}
+  given = {"own": "", "other": other}
+  networks.teacher_variables(problem_of(given[first]), run)
+  with pytest.raises(ValueError, match="was begun with another teacher_sha256"):
+    networks.teacher_variables(problem_of(given[then]), run)
+  teachers[str(other)] = 1.0  # the same weights elsewhere
+  teachers[str(run)] = 1.0 if first == "own" else 2.0
+  networks.teacher_variables(problem_of(given[first] if first == "own" else ""), run)
+
+
+def test_no_teacher_is_trained_for_a_run_that_had_one(tmp_path, teachers):
+  """teacher.checkpoint left out of the second command: an error, and not some hours for another teacher."""
+  run, other = make_run(tmp_path / "run", teacher=False), make_run(tmp_path / "other")
+  teachers[str(other)] = 2.0
+  networks.teacher_variables(problem_of(other), run)
+  with pytest.raises(ValueError, match="with a teacher that is not in it: give its teacher.checkpoint again"):
+    modes.pretrain(problem_of(), run)
+
+
+def test_a_run_without_a_teacher_of_its_own_is_none_to_start_from(tmp_path, monkeypatch):
+  """Said with where its teacher was; and a path may begin with ~."""
+  make_run(tmp_path / "run", teacher=False, checkpoint="runs/first")
+  make_run(tmp_path / "first")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert workdir.is_run("~/first") and not workdir.is_run(tmp_path)
+  with pytest.raises(ValueError, match="is a run without a teacher of its own; its was 'runs/first'"):
+    workdir.is_run("~/run")
+
+
+def test_batches_of_stages_that_are_not_trained_are_not_asked_about():
+  """A batch that cannot be split over these devices does not keep one from sampling or exporting."""
+  config = tiny.get_config(**{"compute.accumulate": 3, "student.batch_size": 9})
+  build(config, with_data=False, trains=("student",))
+  build(config, with_data=False, trains=())
+  with pytest.raises(ValueError, match="teacher.batch_size 8 cannot be split"):
+    build(config, with_data=False)
+  config.teacher.checkpoint = "some/run"
+  build(config, with_data=False)
+
+
+@pytest.mark.parametrize("change, finished", [
+    ({}, True), ({"step": 300}, False), ({"sha256": "ab"}, False),
+    ({"sha256": None, "step": None, "steps": None}, True),
+])
+def test_what_counts_as_finished(tmp_path, change, finished):
+  """Results of a student in training, or of a file that was written anew since, do not; those of before do."""
+  config = tiny.get_config()
+  (tmp_path / "samples").mkdir()
+  for name in (modes.PACKED, "report.html", "samples/comparison.png"):
+    (tmp_path / name).write_bytes(b"x")
+  packed = dict(sha256=evaluate.file_digest(tmp_path / modes.PACKED), step=6, steps=6) | change
+  content = dict(config_sha256=evaluate.config_digest(config), packed=packed)
+  (tmp_path / "results.json").write_text(json.dumps(content))
+  assert (modes._finished_results(config, tmp_path) == content) is finished
+  assert modes._finished_results(tiny.get_config(**{"seed": 7}), tmp_path) is None
+
+
+def test_settings_are_known_without_their_seeds():
+  """What `compare` groups by: another seed and teacher are the same settings, another rate is not."""
+  digest = lambda **changes: evaluate.config_digest(tiny.get_config(**changes), seeds=False)
+  same = digest(**{"seed": 3, "sample.seed": 4, "teacher.checkpoint": "x", "log.every": 3})
+  assert digest() == same != digest(**{"student.learning_rate": 1.0})
