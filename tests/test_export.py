@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from binarydm_jax import main, modes
 from binarydm_jax.deploy import load
+from binarydm_jax.deploy.packed import file_sizes
 from binarydm_jax.training.loop import TrainingError
 from binarydm_jax.training.problem import build
 from tests import finished
@@ -82,9 +83,9 @@ def test_stablehlo_option(workdir):
   (workdir / "model.stablehlo").unlink()
 
 
-def test_unfinished_student(workdir, tmp_path, capsys):
+def test_unfinished_student(workdir, tmp_path, capsys, monkeypatch):
   """Refused in one line; export.force writes what the step computes, and says so: the outer blocks and attention's
-  activations in float."""
+  activations in float. Its evaluation counts that file."""
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
   (tmp_path / "model.safetensors").unlink(missing_ok=True)
   shutil.rmtree(tmp_path / "student" / str(finished.STEPS))
@@ -99,6 +100,13 @@ def test_unfinished_student(workdir, tmp_path, capsys):
   assert model.model.rules["middle/res/conv1"].rule.weights == "multi_basis"
   assert "output_1/res/conv1/signs2" in export(workdir)
   assert "middle/attn/qk/step_a" not in tensors and "middle/attn/qk/step_a" in export(workdir)
+  told = []
+  monkeypatch.setattr(modes.evaluate, "evaluate", lambda *arguments: told.extend(arguments))
+  monkeypatch.setattr(modes, "_print_results", lambda *arguments: None)
+  main.run(get_config(**{"export.force": True}), str(tmp_path), "evaluate")
+  (_, student), table, step = told[3:]
+  assert student.packed_bytes == file_sizes(tmp_path / "model.safetensors")[0] and step == 10
+  assert table["middle/res/conv1"].bases == 2 and not table["output_1/res/conv1"].bases
   shutil.rmtree(tmp_path / "student")
   with pytest.raises(TrainingError, match="no finished student"):
     export(tmp_path, force=True)

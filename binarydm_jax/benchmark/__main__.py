@@ -49,13 +49,16 @@ def main(argv):
       remat=config.compute.remat, devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
   )  # fmt: skip
   rows = []
-  for row in mode.run(problem, _REPEATS.value):
-    rows.append(row)
-    row = {**header, **row}
-    print(", ".join(f"{name} {readable(name, value)}" for name, value in row.items()), flush=True)
-    if _OUTPUT.value:
-      with open(_OUTPUT.value, "a") as file:
-        file.write(json.dumps(row) + "\n")
+  try:
+    for row in mode.run(problem, _REPEATS.value):
+      rows.append(row)
+      row = {**header, **row}
+      print(", ".join(f"{name} {readable(name, value)}" for name, value in row.items()), flush=True)
+      if _OUTPUT.value:
+        with open(_OUTPUT.value, "a") as file:
+          file.write(json.dumps(row) + "\n")
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
   if _OUTPUT.value and hasattr(mode, "plot"):
     mode.plot(rows, Path(_OUTPUT.value).with_suffix(".png"))
 

@@ -19,11 +19,20 @@ SERIES = ("xla_float32", "torch_nchw", "torch_nhwc", "xla_int8", "native_a8", "n
 
 
 def run(problem, repeats):
-  """Yields rows: "machine", one "layer" for each shape, "file", "model", two of "agreement", "layers"."""
+  """Yields rows: "machine", one "layer" for each shape, "file", "model", two of "agreement", "layers".
+
+  Raises:
+    ValueError: there is nothing that integers compute: full precision, float activations, or a rival's.
+  """
   import jax
 
   from binarydm_jax.deploy import kernels, load
 
+  if not any(rule.bases and rule.plain and rule.act_bits < 32 for rule in problem.table.values()):
+    raise ValueError(
+        f"method {problem.config.method!r} with {problem.config.quant.act_bits}-bit activations has no binarized layer"
+        " that integers compute: take one of BinaryDM's, with quant.act_bits 8 or less"
+    )
   torch_reference = _torch_reference()
   path, reason = kernels.status()
   yield dict(
@@ -200,8 +209,6 @@ def plot(rows, path):
   from binarydm_jax.panels import THEMES, draw_panel
 
   layers = [row for row in rows if row["row"] == "layer"]
-  if not layers:  # no binarized ones: LSQ
-    return
   series = [name for name in SERIES if f"{name}_ms" in layers[0]]
 
   def draw(axes, theme):

@@ -75,6 +75,13 @@ def test_deploy(problem, tmp_path, monkeypatch):
   assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("changes", [dict(method="lsq"), dict(method="reactnet"), {"quant.act_bits": 32}])
+def test_deploy_needs_binarized_layers(changes):
+  """Said before anything is measured."""
+  with pytest.raises(ValueError, match="has no binarized layer that integers compute"):
+    next(deploy.run(build(tiny.get_config(**changes), with_data=False), 1))
+
+
 def test_command_line_names_what_there_is():
   """One line for a measurement that there is not."""
   command = [sys.executable, "-m", "binarydm_jax.benchmark", "sing", "--config=configs/digits.py"]
