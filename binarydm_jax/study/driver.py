@@ -35,6 +35,8 @@ def run_study(
   teachers, students = plan.make_runs(config_file, config, overrides, folder, select(rows), seeds, teacher_each)
   for path in added:
     merging.read(Path(path))  # what is wrong with it is said now, not after the runs
+  for run in teachers:
+    plan.check_teacher_folder(run)
   progress = Progress(folder, len(students), command)
   todo = []
   for run in students:

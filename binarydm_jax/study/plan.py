@@ -13,6 +13,7 @@ from binarydm_jax.workdir import FREE, LOCKED, read_config
 from configs import base
 
 # Sections of the config that the results depend on.
+OF_TEACHER = ("seed", "data", "model", "first_stage", "diffusion", "teacher")
 MEASURED = (*LOCKED, "sample", "evaluation", "compute", "export")
 
 
@@ -145,6 +146,19 @@ def _flat(fields, prefix=""):
     else:
       found[prefix + name] = json.loads(json.dumps(value))
   return found
+
+
+def check_teacher_folder(run):
+  """Raises ValueError where the teacher that is there was trained by another config than the run's."""
+  if not (run.workdir / "config.json").exists():
+    return
+  known, wanted = read_fields(run.workdir), _flat(run.config.to_dict())
+  for name in sorted(known | wanted):
+    if name.split(".")[0] in OF_TEACHER and name not in FREE and known.get(name) != wanted.get(name):
+      raise ValueError(
+          f"{run.workdir} holds a teacher with {name}={known.get(name)!r}, and now it is {wanted.get(name)!r}: give"
+          " another --folder, or set it back"
+      )
 
 
 def teacher_is_finished(run):

@@ -102,6 +102,17 @@ def test_more_rows_and_seeds_are_added(study):
   assert study.attempts()[2:] == [("lmb seed 1", 0), ("baseline seed 3", 0), ("lmb seed 3", 0)]
 
 
+def test_a_teacher_of_other_settings_is_no_teacher(study):
+  """It is there and finished, and was trained by another rate: said before any student is."""
+  folder = study.folder / "teacher"
+  folder.mkdir(parents=True)
+  config = tiny.get_config(**{"teacher.learning_rate": 0.5, "student.steps": 99, "data.workers": 3})
+  (folder / "config.json").write_text(json.dumps(config.to_dict()))
+  with pytest.raises(ValueError, match="holds a teacher with teacher.learning_rate=0.5, and now it is 0.001: give"):
+    study.run()
+  assert not (study.folder / "study.jsonl").exists()
+
+
 def test_one_teacher_has_all_cpus(study, monkeypatch):
   """Two students have half of them each."""
   jobs, execute = [], driver.runner.execute
