@@ -69,12 +69,17 @@ def describe(records, found, attempts, teachers, fields):
       teachers=teachers,
       fields=fields,
       training_steps=sorted({record["training_steps"] for record in records if record["row"] != results_lib.TEACHER}),
-      hardware=sorted({f"{r['environment'].get('processor', 'CPU')}; {r['environment']['devices']}" for r in found}),
+      hardware=sorted({_hardware(result["environment"]) for result in found}),
       versions=sorted({f"jax {r['environment']['jax']}, Python {r['environment']['python']}" for r in found}),
       commands=list(dict.fromkeys(attempt["study"] for attempt in attempts)),
       wall_seconds=results_lib.wall_seconds(attempts),
       processes=len(attempts),
   )  # fmt: skip
+
+
+def _hardware(environment):
+  """In words; a run of before does not say its processor."""
+  return "; ".join(environment[name] for name in ("processor", "devices") if name in environment)
 
 
 def _common_settings(records):
