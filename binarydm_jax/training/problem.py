@@ -165,8 +165,8 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
   if evolving and fields.fade > fields.transition:
     raise ValueError(f"quant.fade {fields.fade} begins before the first step: quant.transition is {fields.transition}")
   if evolving:
-    blocks = {block_names.index(layer.block) for layer in layers if table[layer.path].weights == "evolving"}
-    first = min(rings[block] for block in blocks) * fields.interval
+    blocks = {layer.block for layer in layers if table[layer.path].weights == "evolving"} & set(block_names)
+    first = min((rings[block_names.index(block)] for block in blocks), default=0) * fields.interval
     if first >= transition:
       raise ValueError(
           f"quant.interval {fields.interval} with quant.progressive {progressive!r} binarizes blocks of evolving bases"
