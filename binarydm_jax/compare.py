@@ -34,7 +34,7 @@ def spread(values):
 
 def check_protocols(results):
   """ValueError where results.json contents were measured by different protocols, or against different real images."""
-  for name, of in (("real images", _real_images), ("held-out images", lambda result: result.get("heldout"))):
+  for name, of in (("real images", real_images), ("held-out images", lambda result: result.get("heldout"))):
     found = {json.dumps(of(result), sort_keys=True) for result in results if of(result)}  # an older file does not say
     if len(found) > 1:
       raise ValueError(f"the runs were measured by different {name}: {sorted(found)}; evaluate them alike")
@@ -46,7 +46,7 @@ def check_protocols(results):
     raise ValueError(f"the runs were measured by different protocols: {sorted(protocols)}; evaluate them alike")
 
 
-def _real_images(result):
+def real_images(result):
   """What results.json says of the reference, without what was measured of it and where it was."""
   names = ("network", "sha256", "count", "kept", "image_shape", "images_sha256", "file_sha256")
   return {name: value for name, value in (result.get("reference") or {}).items() if name in names}
@@ -60,11 +60,16 @@ def compare(results):
   """
   check_protocols(results)
   groups = collections.OrderedDict()
+  # A file of before does not say its settings: it stands with the method's others, if those are of one kind.
+  kinds = {}
+  for result in results:
+    kinds.setdefault(result["method"], set()).add(result.get("settings_sha256"))
   for result in results:
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
       # One row for runs that differ in their seeds alone.
-      settings = result.get("settings_sha256") if name != "teacher" else None
+      known = kinds[result["method"]] - {None}
+      settings = None if name == "teacher" or len(known) < 2 else result.get("settings_sha256")
       groups.setdefault((name != "teacher", name, model["bits"], settings), []).append(model)
   rows = []
   for (_, name, bits, _), models in sorted(groups.items(), key=lambda item: item[0][0]):

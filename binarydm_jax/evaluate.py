@@ -28,6 +28,7 @@ from binarydm_jax.networks import packed_network, stream_samples, trained_networ
 from binarydm_jax.training import feed
 from binarydm_jax.training.guards import run_goodput
 from binarydm_jax.training.validation import load_features
+from binarydm_jax.workdir import FREE, PATHS, SEEDS, SPEED_ONLY
 
 REFERENCE = "reference.npz"
 
@@ -222,11 +223,16 @@ def file_digest(path):
 
 
 def config_digest(config, seeds=True):
-  """SHA-256 of what a results.json depends on; `seeds=False` leaves out what runs by other seeds differ in."""
+  """SHA-256 of what a results.json depends on; `seeds=False` leaves out what runs by other seeds may differ in."""
   free = ("log", "checkpoint", "mesh", "guard")
   fields = {name: value for name, value in config.to_dict().items() if name not in free}
   if not seeds:
-    del fields["seed"], fields["sample"]["seed"], fields["teacher"]["checkpoint"]
+    for name in (*SEEDS, *PATHS, *SPEED_ONLY, *FREE):
+      section, _, field = name.partition(".")
+      if field:
+        del fields[section][field]
+      else:
+        del fields[section]
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """What each --mode does. Every one works on a Problem (a checked config) and a workdir, and can be run again."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def encode(problem, workdir):
     raise ValueError("first_stage.kind is 'none': there is nothing to encode")
   if not fields.cache:
     raise ValueError("first_stage.cache is empty: give the folder that the latents are to be written to")
-  with run_lock.hold(fields.cache):  # runs of other workdirs may write there, too
+  cache = Path(fields.cache).expanduser()
+  # Runs of other workdirs may write there, too.
+  own = cache.resolve() == Path(workdir).resolve()
+  with contextlib.nullcontext() if own else run_lock.hold(cache, "first_stage.cache"):
     _encode(problem, workdir)
 
 

@@ -37,8 +37,8 @@ def _take(path):
 
 
 @contextlib.contextmanager
-def hold(workdir):
-  """Holds workdir/.lock; of several processes the first holds it for all.
+def hold(workdir, name="--workdir"):
+  """Holds workdir/.lock; of several processes the first holds it for all. `name` says in errors whose folder it is.
 
   Raises:
     ValueError: another run is in this workdir.
@@ -47,15 +47,15 @@ def hold(workdir):
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f"--workdir={workdir} cannot be made: {error.strerror}; give another folder") from None
+    raise ValueError(f"{name}={workdir} cannot be made: {error.strerror}; give another folder") from None
   file, problem = None, None
   if jax.process_index() == 0:
     try:
       file, holder = _take(workdir / LOCK)
       if holder:
-        problem = f"{workdir} is in use by {holder}: wait for it, or give another --workdir"
+        problem = f"{workdir} is in use by {holder}: wait for it, or give another {name}"
     except OSError as error:
-      problem = f"{workdir / LOCK} cannot be locked ({error.strerror}): give a --workdir on a file system with locks"
+      problem = f"{workdir / LOCK} cannot be locked ({error.strerror}): give a {name} on a file system with locks"
   several = jax.process_count() > 1
   if several and not multihost_utils.broadcast_one_to_all(np.array(problem is None)):
     problem = problem or f"{workdir} cannot be locked: process 0 says why"

@@ -15,6 +15,15 @@ FREE = (
   "data.prefetch", "data.skip_unreadable", "data.threads", "data.workers", "first_stage.batch_size",
   "first_stage.cache", "first_stage.checkpoint", "teacher.checkpoint",
 )  # fmt: skip
+# The same of what a finished run measures: seeds aside, nothing of results.json depends on these.
+SPEED_ONLY = (
+  "sample.batch_size", "sample.num_images", "sample.model", "sample.backend", "evaluation.batch_size", "compute.remat",
+  "compute.accumulate", "compute.deterministic", "export.stablehlo", "export.force",
+)  # fmt: skip
+PATHS = (
+  "data.source", "data.data_dir", "evaluation.classifier", "evaluation.inception_weights", "evaluation.reference",
+)  # fmt: skip
+SEEDS = ("seed", "sample.seed")
 INPUTS = "inputs.json"
 
 
@@ -61,14 +70,15 @@ def is_run(path):
     elsewhere = read_config(path)["teacher"]["checkpoint"]
   except (ValueError, LookupError, TypeError):  # another program's config.json
     return False
-  raise ValueError(f"teacher.checkpoint {str(path)!r} is a run without a teacher of its own; its was {elsewhere!r}")
+  how = f"its was {elsewhere!r}" if elsewhere else "run --mode=pretrain there"
+  raise ValueError(f"teacher.checkpoint {str(path)!r} is a run without a teacher of its own; {how}")
 
 
 def check_own_teacher(workdir):
-  """Raises ValueError where another teacher would be trained for a run that has had one from `teacher.checkpoint`."""
-  if "teacher_sha256" in read_inputs(workdir) and not (Path(workdir) / "teacher").is_dir():
+  """Raises ValueError where a teacher would be trained for a run that has had one from `teacher.checkpoint`."""
+  if read_inputs(workdir).get("teacher_given") and not (Path(workdir) / "teacher").is_dir():
     raise ValueError(
-        f"{workdir} was begun with a teacher that is not in it: give its teacher.checkpoint again, or another --workdir"
+        f"{workdir} was begun with a teacher from teacher.checkpoint: give it again, or another --workdir"
     )
 
 
@@ -83,7 +93,7 @@ def digest(params):
 def read_inputs(workdir):
   """What `lock_inputs` has kept in a workdir, {} where nothing is."""
   try:
-    return json.loads((Path(workdir) / INPUTS).read_text())
+    return json.loads((Path(workdir).expanduser() / INPUTS).read_text())
   except FileNotFoundError:
     return {}
   except (OSError, json.JSONDecodeError):
@@ -103,7 +113,13 @@ def lock_inputs(workdir, **values):
           f"{workdir} was begun with another {name} ({kept[name]}, and now {value}): give another --workdir, or the"
           " files of then"
       )
-  if not set(values) <= set(kept) and jax.process_index() == 0:
+  note_input(workdir, **values)
+
+
+def note_input(workdir, **values):
+  """Keeps values in workdir/inputs.json, by the first process."""
+  kept = read_inputs(workdir)
+  if {**kept, **values} != kept and jax.process_index() == 0:
     path = Path(workdir) / INPUTS
     write_atomically(path, (json.dumps({**kept, **values}, indent=2) + "\n").encode())
 

@@ -63,6 +63,7 @@ def test_other_settings_are_no_seeds():
   """Two learning rates of one method are two rows; a file of before does not say its settings."""
   results = [dict(run(fid=fid), settings_sha256=settings) for fid, settings in ((1.0, "a"), (2.0, "a"), (4.0, "b"))]
   assert [row[1] for row in compare.compare(results)[1:]] == ["2", "1"]
+  assert [row[1] for row in compare.compare([*results[:2], run()])[1:]] == ["3"]
 
 
 @pytest.mark.parametrize("name, a, b", [

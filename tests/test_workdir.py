@@ -42,9 +42,8 @@ def test_the_teacher_of_a_run_stays(tmp_path, teachers, first, then):
   networks.teacher_variables(problem_of(given[first]), run)
   with pytest.raises(ValueError, match="was begun with another teacher_sha256"):
     networks.teacher_variables(problem_of(given[then]), run)
-  teachers[str(other)] = 1.0  # the same weights elsewhere
-  teachers[str(run)] = 1.0 if first == "own" else 2.0
-  networks.teacher_variables(problem_of(given[first] if first == "own" else ""), run)
+  teachers[str(other)] = teachers[str(run)] = teachers[str(run if first == "own" else other)]  # the same weights
+  networks.teacher_variables(problem_of(given[then]), run)
 
 
 def test_no_teacher_is_trained_for_a_run_that_had_one(tmp_path, teachers):
@@ -52,8 +51,20 @@ def test_no_teacher_is_trained_for_a_run_that_had_one(tmp_path, teachers):
   run, other = make_run(tmp_path / "run", teacher=False), make_run(tmp_path / "other")
   teachers[str(other)] = 2.0
   networks.teacher_variables(problem_of(other), run)
-  with pytest.raises(ValueError, match="with a teacher that is not in it: give its teacher.checkpoint again"):
+  with pytest.raises(ValueError, match="with a teacher from teacher.checkpoint: give it again"):
     modes.pretrain(problem_of(), run)
+
+
+def test_a_teacher_that_was_moved_away_may_be_trained_again(tmp_path, teachers, monkeypatch):
+  """As the error of a damaged checkpoint says; another one than before is refused later, by its digest."""
+  run = make_run(tmp_path / "run")
+  teachers[str(run)] = 1.0
+  networks.teacher_variables(problem_of(), run)
+  (run / "teacher").rmdir()
+  trained = []
+  monkeypatch.setattr(stages, "pretrain", lambda problem, folder: trained.append(folder))
+  modes.pretrain(problem_of(), run)
+  assert trained == [run]
 
 
 def test_a_run_without_a_teacher_of_its_own_is_none_to_start_from(tmp_path, monkeypatch):
@@ -96,6 +107,7 @@ def test_what_counts_as_finished(tmp_path, change, finished):
 
 def test_settings_are_known_without_their_seeds():
   """What `compare` groups by: another seed and teacher are the same settings, another rate is not."""
+  fine = {"data.workers": 3, "sample.batch_size": 2, "compute.remat": "blocks", "evaluation.classifier": "x"}
   digest = lambda **changes: evaluate.config_digest(tiny.get_config(**changes), seeds=False)
-  same = digest(**{"seed": 3, "sample.seed": 4, "teacher.checkpoint": "x", "log.every": 3})
+  same = digest(**{"seed": 3, "sample.seed": 4, "teacher.checkpoint": "x", "log.every": 3}, **fine)
   assert digest() == same != digest(**{"student.learning_rate": 1.0})

@@ -22,16 +22,17 @@ def run(problem, repeats):
   """Yields rows: "machine", one "layer" for each shape, "file", "model", two of "agreement", "layers".
 
   Raises:
-    ValueError: there is nothing that integers compute: full precision, float activations, or a rival's.
+    ValueError: there is nothing packed to measure: full precision, or a rival's rules, which run by `float` alone.
   """
   import jax
 
   from binarydm_jax.deploy import kernels, load
 
-  if not any(rule.bases and rule.plain and rule.act_bits < 32 for rule in problem.table.values()):
+  rules = problem.table.values()
+  if not all(rule.plain for rule in rules) or not any(rule.weights != "float" for rule in rules):
     raise ValueError(
-        f"method {problem.config.method!r} with {problem.config.quant.act_bits}-bit activations has no binarized layer"
-        " that integers compute: take one of BinaryDM's, with quant.act_bits 8 or less"
+        f"method {problem.config.method!r} gives no packed network that the integer back ends run: take one of"
+        " BinaryDM's, or lsq"
     )
   torch_reference = _torch_reference()
   path, reason = kernels.status()
@@ -209,6 +210,8 @@ def plot(rows, path):
   from binarydm_jax.panels import THEMES, draw_panel
 
   layers = [row for row in rows if row["row"] == "layer"]
+  if not layers:  # no binarized shape: lsq
+    return
   series = [name for name in SERIES if f"{name}_ms" in layers[0]]
 
   def draw(axes, theme):

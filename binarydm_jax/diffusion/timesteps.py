@@ -25,7 +25,8 @@ def sampling_timesteps(schedule, steps, spacing="ldm"):
   Returns:
     int32 [steps] in descending order; float64 [steps], alphas_cumprod of the step's end.
   Raises:
-    ValueError: unknown spacing, steps out of range, or a chain that would begin where the image still shows.
+    ValueError: unknown spacing, steps out of range, or whole strides that leave out so much that the chain would begin
+      where the image still shows.
   """
   total, abar = schedule.num_timesteps, schedule.alphas_cumprod
   if spacing not in SPACINGS:

@@ -44,12 +44,13 @@ def merge(studies):
       run that two of them have was measured to be.
   """
   (first, (about, _)), *others = studies.items()
-  # A file of before has no fields.
-  about = {**about, **{part: dict(about.get(part, {})) for part in ("fields", "settings", "teachers")}}
+  # A file of before has neither fields nor images.
+  about = {**about, **{part: dict(about.get(part, {})) for part in ("images", "fields", "settings", "teachers")}}
   for name, (other, _) in others:
     for key in COMMON:
       _check_equal(key, first, about[key], name, other[key])
-    for part, what in (("fields", "{}"), ("settings", "{}"), ("teachers", "the teacher of seed {}")):
+    parts = dict(images="the {} images", fields="{}", settings="{}", teachers="the teacher of seed {}")
+    for part, what in parts.items():
       for key, value in other.get(part, {}).items():
         _check_equal(what.format(key), first, about[part].setdefault(key, value), name, value)
     for key in ("hardware", "versions", "commands"):

@@ -9,17 +9,16 @@ from binarydm_jax.compare import check_protocols
 from binarydm_jax.study.plan import MEASURED, read_fields, read_results, row_workdir, teacher_workdir
 from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
 from binarydm_jax.training.guards import run_goodput
-from binarydm_jax.workdir import FREE, read_inputs
+from binarydm_jax.workdir import FREE, PATHS, SEEDS, SPEED_ONLY, read_inputs
 
 TEACHER = "teacher"
 QUALITY = ("fid", "sfid", "kid", "inception_score", "precision", "recall", "heldout_loss")
 COSTS = ("bits", "true_weight_bits", "size_bytes", "fp32_bytes", "macs", "ops")
 PROTOCOL = ("feature_network", "feature_sha256", "num_samples", "num_reference", "sampler", "steps", "spacing", "eta",
             "clip", "guidance")  # fmt: skip
-# Of a run's config what may differ: seeds, and where files lie. What a row sets itself may differ from the other rows,
-# and all else that results depend on must agree.
-MAY_DIFFER = ("seed", "sample.seed", "teacher.checkpoint", "data.source", "data.data_dir", "evaluation.classifier",
-              "evaluation.inception_weights", "evaluation.reference", *FREE)  # fmt: skip
+# Of a run's config what may differ. What a row sets itself may differ from the other rows, and all else that results
+# depend on must agree.
+MAY_DIFFER = (*SEEDS, *PATHS, *SPEED_ONLY, *FREE)
 # Of the method; they stand in each record.
 SETTINGS = ("distill.weight", "distill.prediction_weight", "quant.tau", "quant.transition", "quant.fade")
 # Qualities of which the share of the gap that is closed is said: lower is better.

@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from binarydm_jax.compare import spread
+from binarydm_jax.compare import real_images, spread
 from binarydm_jax.files import write_atomically
 from binarydm_jax.formats import format_bytes, format_ops
 from binarydm_jax.study import figures, merging
@@ -65,6 +65,7 @@ def describe(records, found, attempts, teachers, fields):
       title=found[0]["title"],
       protocol={key: first[key] for key in results_lib.PROTOCOL},
       reference={key: reference.get(key) for key in ("what", "fid")},
+      images=_images(found),
       settings=_common_settings(records),
       teachers=teachers,
       fields=fields,
@@ -75,6 +76,14 @@ def describe(records, found, attempts, teachers, fields):
       wall_seconds=results_lib.wall_seconds(attempts),
       processes=len(attempts),
   )  # fmt: skip
+
+
+def _images(found):
+  """{"real", "held-out"}: what the figures were measured against, as the first run has it that says so."""
+  real = (real_images(result) for result in found)
+  heldout = (result.get("heldout") for result in found)
+  first = {"real": next(filter(None, real), None), "held-out": next(filter(None, heldout), None)}
+  return {name: value for name, value in first.items() if value}
 
 
 def _hardware(environment):

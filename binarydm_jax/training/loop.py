@@ -164,14 +164,15 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
     rows = [{name: float(value) for name, value in row.items()} for row in pending]
     checkpoints.save(step, tree, dict(
         stage=stage, step=step, next_batch=step, pending=rows, replaced=replaced(), skipped=skipped,
-        signs_of=recorder.last if recorder else 0, config=config.to_dict(),
+        in_a_row=in_a_row, signs_of=recorder.last if recorder else 0, config=config.to_dict(),
     ))  # fmt: skip
 
   def check_finite(step, rows=()):
     """How many steps were skipped so far; raises where the state is frozen, or too many in a row were skipped."""
     nonlocal in_a_row
     most, in_a_row = _longest_skip(rows, in_a_row)
-    if state.ok and most < MOST_SKIPPED:
+    none = int(state.skipped) >= steps  # of a short stage nothing is left
+    if state.ok and most < MOST_SKIPPED and not none:
       return int(state.skipped)
     where = f"at step {int(state.step) + 1}" if not state.ok else f"at {most} steps in a row, before step {step + 1}"
     checkpoints.wait()
@@ -183,7 +184,7 @@ def run_stage(problem, stage, workdir, model, train_step, begin, frozen, mesh, c
   preemption.check()  # before anything is compiled
   stream = network_batches(problem, stage, mesh, start, workdir)
   bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=not first, mininterval=1.0)
-  skipped, in_a_row = begin.skipped, 0
+  skipped, in_a_row = begin.skipped, begin.in_a_row
   try:
     batch = clock.next(stream)
     # Ahead of the first step, so that no step's time holds it; a signal is served when it returns.

@@ -167,7 +167,7 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
   if evolving:
     blocks = {layer.block for layer in layers if table[layer.path].weights == "evolving"} & set(block_names)
     first = min((rings[block_names.index(block)] for block in blocks), default=0) * fields.interval
-    if first >= transition:
+    if first and first >= transition:
       raise ValueError(
           f"quant.interval {fields.interval} with quant.progressive {progressive!r} binarizes blocks of evolving bases"
           f" from step {first} on, and quant.transition drops the second at step {transition}: lower the interval"

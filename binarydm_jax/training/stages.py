@@ -108,7 +108,8 @@ def _state_on_mesh(problem, variables, optimizer, mesh):
 def _begin(step, tree, facts):
   """What a checkpoint says: see `Begin` and `loop.run_stage`."""
   counts = facts["replaced"], facts["skipped"]
-  return Begin(step, tree["state"], tuple(facts["pending"]), *counts, tree["signs"], facts["signs_of"])
+  signs = tree["signs"], facts["signs_of"]
+  return Begin(step, tree["state"], tuple(facts["pending"]), *counts, *signs, facts.get("in_a_row", 0))
 
 
 def _run(problem, stage, workdir, mesh, model, make_begin, make_step):

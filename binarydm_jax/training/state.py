@@ -37,7 +37,7 @@ class Begin(NamedTuple):
     state: TrainState.
     pending: metrics (dicts of numbers) of the steps since the last log line.
     replaced: examples so far that stood in for one that could not be read.
-    skipped: steps skipped up to the last log line.
+    skipped: steps skipped up to the last log line; in_a_row: those at its end.
     signs: of the student at its last row of diagnostics, see `diagnostics.student_signs`; () for the teacher.
     signs_of: the step of that row.
   """
@@ -49,6 +49,7 @@ class Begin(NamedTuple):
   skipped: int = 0
   signs: Any = ()
   signs_of: int = 0
+  in_a_row: int = 0
 
 
 def clip_by_norm(most):

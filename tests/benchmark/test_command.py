@@ -75,11 +75,15 @@ def test_deploy(problem, tmp_path, monkeypatch):
   assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("changes", [dict(method="lsq"), dict(method="reactnet"), {"quant.act_bits": 32}])
-def test_deploy_needs_binarized_layers(changes):
-  """Said before anything is measured."""
-  with pytest.raises(ValueError, match="has no binarized layer that integers compute"):
+@pytest.mark.parametrize("changes", [dict(method="reactnet"), {"quant.weights": "full_precision"}])
+def test_deploy_needs_a_packed_network(changes, tmp_path):
+  """Said before anything is measured; LSQ has one without binarized shapes, and then there is no plot of them."""
+  with pytest.raises(ValueError, match="gives no packed network that the integer back ends run"):
     next(deploy.run(build(tiny.get_config(**changes), with_data=False), 1))
+  for fine in (dict(method="lsq"), {"quant.act_bits": 32}):
+    assert next(deploy.run(build(tiny.get_config(**fine), with_data=False), 1))["row"] == "machine"
+  deploy.plot([dict(row="machine")], tmp_path / "out.png")
+  assert not (tmp_path / "out.png").exists()
 
 
 def test_command_line_names_what_there_is():

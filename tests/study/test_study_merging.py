@@ -59,6 +59,17 @@ def test_other_protocols(tmp_path):
     tables.write(tmp_path / "a", [other])
 
 
+def test_other_real_images(tmp_path):
+  """Of a published reference the number is not known, but the file's digest is."""
+  studies = [make_study(tmp_path / name, rows, (1,)) for name, rows in (("a", "baseline"), ("b", "lmb"))]
+  for path, digest in zip(studies, ("ab", "cd")):
+    content = json.loads(path.read_text())
+    content["about"]["images"] = {"real": {"file_sha256": digest}}
+    path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="differ in the real images: .*ab.* and .*cd"):
+    tables.write(tmp_path / "none", studies)
+
+
 def test_one_row_is_of_one_network(tmp_path):
   """Another size at another seed; and a file of before, which has no fields, is taken."""
   make_study(tmp_path / "a", "lmb", (1,))

@@ -27,7 +27,8 @@ class Memory:
       return state
     tree, facts = self.saved[step]
     counts = facts["replaced"], facts["skipped"]
-    return Begin(step, tree["state"], tuple(facts["pending"]), *counts, tree["signs"], facts["signs_of"])
+    signs = tree["signs"], facts["signs_of"]
+    return Begin(step, tree["state"], tuple(facts["pending"]), *counts, *signs, facts["in_a_row"])
 
 
 class Compiled:

@@ -119,7 +119,8 @@ def run(problem, workdir, stop_at=None):
     noise = np.random.default_rng(state.step)
     drift = lambda x: (x + noise.normal(0, 0.5, x.shape)).astype(np.float32)
     variables = jax.tree.map(drift, state.variables)
-    return TrainState(state.step + 1, variables, (), (), 0, True), {"loss": 1.0, "learning_rate": 1.0}
+    metrics = {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0}
+    return TrainState(state.step + 1, variables, (), (), 0, True), metrics
 
   workdir.mkdir(exist_ok=True)
   checkpoints = Memory(workdir)

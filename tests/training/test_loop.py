@@ -85,6 +85,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
 @pytest.mark.parametrize("how, losses, message", [
   ("stop", [1, 1, NAN, 1, 1], r"teacher: the loss or a gradient is not finite at step 3; .* step none is kept"),
   ("skip", [1, 1, 1, 1, 1, NAN, NAN, NAN], r"at 3 steps in a row, before step 9; .* of step 4 is kept"),
+  ("skip", [NAN, NAN], r"at 2 steps in a row, before step 3; .* none is kept"),
   ("skip", [1, 1, 1, NAN, NAN, NAN, 1, 1], r"at 3 steps in a row, before step 9; .* of step 4 is kept"),
 ])  # fmt: skip
 def test_a_run_without_finite_losses_stops(tmp_path, monkeypatch, how, losses, message):
@@ -97,8 +98,18 @@ def test_a_run_without_finite_losses_stops(tmp_path, monkeypatch, how, losses, m
 @pytest.mark.parametrize("every", [1, 4])
 def test_skipping_does_not_depend_on_log_lines(tmp_path, every):
   """A line of one step, or a last line of one: that step is skipped like any other."""
-  rows = run(tmp_path / "run", [1, NAN, 3, 4, NAN], **{"guard.non_finite": "skip", "log.every": every})
-  assert rows[-1]["skipped_steps"] == 2 and rows[-1]["step"] == 5
+  rows = run(tmp_path / "run", [1, NAN, 3, 4, NAN, 6], **{"guard.non_finite": "skip", "log.every": every})
+  assert rows[-1]["skipped_steps"] == 2 and rows[-1]["step"] == 6
+
+
+def test_steps_in_a_row_are_counted_over_sessions(tmp_path, monkeypatch):
+  """Two of three before the signal, the third after it."""
+  monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
+  losses = [1, 1, NAN, NAN, NAN, 1, 1, 1]
+  with pytest.raises(preemption.Preempted):
+    run(tmp_path / "run", losses, stop_after=4, **{"guard.non_finite": "skip"})
+  with pytest.raises(loop.TrainingError, match="at 3 steps in a row, before step 9"):
+    run(tmp_path / "run", losses, **{"guard.non_finite": "skip"})
 
 
 def test_a_signal_does_not_save_a_frozen_state(tmp_path):
