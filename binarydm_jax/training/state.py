@@ -52,16 +52,6 @@ class Begin(NamedTuple):
   in_a_row: int = 0
 
 
-def clip_by_norm(most):
-  """optax.clip_by_global_norm for a norm that is known already: `update(..., norm=...)`."""
-
-  def update(updates, state, params=None, *, norm, **_):
-    factor = jnp.minimum(1.0, most / norm)
-    return jax.tree.map(lambda u: u * factor, updates), state
-
-  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-
-
 def make_optimizer(steps, learning_rate, warmup_steps, weight_decay, clip_norm, quant_factor=1.0):
   """AdamW with linear warm-up and cosine decay to 0.
 
@@ -72,8 +62,7 @@ def make_optimizer(steps, learning_rate, warmup_steps, weight_decay, clip_norm, 
     clip_norm: global gradient norm; 0 for none.
     quant_factor: learning rate of the collection `quant` over that of the weights.
   Returns:
-    (optimizer over {"params", "quant"}, whose `update` takes `norm`, that of the gradients; schedule: step -> learning
-    rate).
+    (optimizer over {"params", "quant"}, schedule: step -> learning rate).
   """
   last = max(steps, warmup_steps + 1)
   schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, last)
@@ -85,12 +74,11 @@ def make_optimizer(steps, learning_rate, warmup_steps, weight_decay, clip_norm, 
     factors = {name: quant_factor if name == "quant" else 1.0 for name in variables}
     return {name: jax.tree.map(lambda u, f=factors[name]: u * f, tree) for name, tree in variables.items()}
 
-  optimizer = optax.chain(
-      clip_by_norm(clip_norm) if clip_norm else optax.identity(),
+  return optax.chain(
+      optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
       optax.adamw(schedule, weight_decay=weight_decay, mask=is_kernel),
       optax.stateless(lambda updates, params: scale_quant(updates)),
-  )
-  return optax.with_extra_args_support(optimizer), schedule
+  ), schedule
 
 
 def create_state(variables, optimizer):

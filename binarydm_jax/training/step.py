@@ -9,6 +9,7 @@ from binarydm_jax.distill import lrm_loss
 from binarydm_jax.mesh import over_batch, replicated
 from binarydm_jax.models.dropout import example_keys
 from binarydm_jax.training.gradient import make_gradient
+from binarydm_jax.training.state import TrainState
 
 
 def draw(schedule, target, images, key):
@@ -129,16 +130,6 @@ def student_terms(model, teacher, table, loss, gates_fn, distil, mimic):
   return terms
 
 
-def _choose_by_branch(finite, update, leave, state):
-  """On CPUs: choosing array by array would read and write the whole state once more, in a kernel for each array."""
-  return jax.lax.cond(finite, update, leave, state)
-
-
-def _choose_by_value(finite, update, leave, state):
-  """On accelerators, where the choice is part of the update's own kernels, and a branch may wait for the host (GPU)."""
-  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(state), leave(state))
-
-
 def make_train_step(
   terms, examples_of, weights, optimizer, learning_rate, ema_decay, state, frozen, *, accumulate=1, skip=False
 ):
@@ -162,7 +153,6 @@ def make_train_step(
   shardings, fixed = (jax.tree.map(lambda x: x.sharding, tree) for tree in (state, frozen))
   mesh = state.step.sharding.mesh
   rows = over_batch(mesh)
-  choose = _choose_by_branch if mesh.devices.flat[0].platform == "cpu" else _choose_by_value
 
   def loss_fn(variables, frozen, examples, step):
     values, metrics = terms(variables, frozen, examples, step)
@@ -178,24 +168,19 @@ def make_train_step(
     examples = jax.lax.with_sharding_constraint(examples, rows)
     gradients, metrics = gradient_of(state.variables, frozen, examples, state.step)
     norm = optax.tree.norm(gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables)
+    variables = optax.apply_updates(state.variables, updates)
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    if not skip:
+    new = TrainState(state.step + 1, variables, ema, opt_state, state.skipped, state.ok)
+    if skip:
+      left = state.replace(step=state.step + 1, skipped=state.skipped + 1)
+    else:
       finite &= state.ok
-
-    def update(state):
-      updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables, norm=norm)
-      variables = optax.apply_updates(state.variables, updates)
-      ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, variables)
-      return state.replace(step=state.step + 1, variables=variables, ema=ema, opt_state=opt_state)
-
-    def leave(state):
-      if skip:
-        return state.replace(step=state.step + 1, skipped=state.skipped + 1)
-      return state.replace(ok=jnp.zeros_like(state.ok))
-
-    new = choose(finite, update, leave, state)
+      left = state.replace(ok=jnp.zeros_like(state.ok))
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, left)
     # The optimizer's schedule counts its own updates.
     rate = learning_rate(state.step - state.skipped)
     return new, {**metrics, "grad_norm": norm, "learning_rate": rate}
