@@ -1,4 +1,4 @@
-"""What the commands share: the flag --config, one-line errors for flags, and the compilation cache."""
+"""What the commands share: the flag --config, one-line errors for flags, the compilation cache, CPUs."""
 
 import os
 import re
@@ -27,6 +27,11 @@ def set_up_jax(deterministic=False):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   # The libraries below log every detail at INFO; warnings stay.
   logging.set_verbosity(logging.WARNING)
+
+
+def cpu_count():
+  """CPUs that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def parse_flags(argv):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from binarydm_jax import diagnostic_plots, plots, preemption, report, summary
+from binarydm_jax.command_line import cpu_count
 from binarydm_jax.data import read_all
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.cost import nominal_bits
@@ -24,6 +24,7 @@ from binarydm_jax.evaluation.heldout import bucket_starts, heldout_loss
 from binarydm_jax.evaluation.sample_files import open_samples
 from binarydm_jax.evaluation.samples import evaluate_samples
 from binarydm_jax.evaluation.sampling import sampling_options
+from binarydm_jax.files import sha256_of
 from binarydm_jax.networks import packed_network, stream_samples, trained_network
 from binarydm_jax.training import feed
 from binarydm_jax.training.guards import run_goodput
@@ -146,8 +147,7 @@ def evaluate(problem, workdir, path, costs, table, step):
       loss_by_timestep=by_timestep,
       block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
       packed=dict(
-          file=Path(path).name, payload_bytes=payload, header_bytes=header, sha256=file_digest(path), step=step,
-          steps=steps,
+          file=Path(path).name, payload_bytes=payload, header_bytes=header, sha256=sha256_of(path), step=step
       ),
       heldout=dict(
           images=len(test_inputs), timesteps_per_image=config.evaluation.timesteps_per_image,
@@ -216,12 +216,6 @@ def training_time(workdir, curves):
   return found
 
 
-def file_digest(path):
-  """SHA-256 of a file."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def config_digest(config, seeds=True):
   """SHA-256 of what a results.json depends on; `seeds=False` leaves out what runs by other seeds may differ in."""
   free = ("log", "checkpoint", "mesh", "guard")
@@ -248,11 +242,6 @@ def environment():
       time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
       command="python -m binarydm_jax.main " + " ".join(sys.argv[1:]),
   )
-
-
-def cpu_count():
-  """CPUs that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def processor():

@@ -1,5 +1,6 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and known by their digests."""
 
+import hashlib
 import os
 import pathlib
 
@@ -15,3 +16,9 @@ def write_atomically(path, data):
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path):
+  """SHA-256 of a file's content."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

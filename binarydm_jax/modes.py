@@ -15,7 +15,7 @@ from binarydm_jax.deploy import cost as cost_lib
 from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.deploy.unfinished import unfinished
-from binarydm_jax.files import write_atomically
+from binarydm_jax.files import sha256_of, write_atomically
 from binarydm_jax.mesh import gather, wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.quant import LayerRule
@@ -253,8 +253,8 @@ def _finished_results(config, workdir):
     return None
   # Of a finished student, and of this very file: --mode=export may have written another since.
   file = results["packed"]
-  same = file.get("sha256") in (None, evaluate.file_digest(workdir / PACKED))
-  return results if same and file.get("step") == file.get("steps") else None
+  same = file.get("sha256") in (None, sha256_of(workdir / PACKED))
+  return results if same and file.get("step") in (None, config.student.steps) else None
 
 
 def run_all(problem, workdir):

@@ -22,7 +22,7 @@ from binarydm_jax.mesh import make_mesh, put_replicated, wait_for_all
 from binarydm_jax.models import Autoencoder
 from binarydm_jax.training import feed, stages
 from binarydm_jax.training.problem import compute_dtype
-from binarydm_jax.workdir import digest, is_run, lock_inputs, note_input, read_config
+from binarydm_jax.workdir import digest, is_run, lock_inputs, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,6 @@ def teacher_variables(problem, workdir):
     variables = stages.restore_ema(problem, "teacher", Path(external).expanduser(), steps)
   else:
     variables = {"params": put_replicated(load_unet(external, problem.teacher), make_mesh())}
-  lock_inputs(workdir, teacher_sha256=digest(variables["params"]))
-  if external:
-    note_input(workdir, teacher_given=True)
+  # Once given it is not trained here: `check_own_teacher`.
+  lock_inputs(workdir, teacher_sha256=digest(variables["params"]), **({"teacher_given": True} if external else {}))
   return variables

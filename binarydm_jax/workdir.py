@@ -64,8 +64,10 @@ def is_run(path):
     ValueError: of a run that took its teacher from elsewhere.
   """
   path = Path(path).expanduser()
-  if not (path / "config.json").is_file() or (path / "teacher").is_dir():
-    return (path / "teacher").is_dir() and (path / "config.json").is_file()
+  if not (path / "config.json").is_file():
+    return False
+  if (path / "teacher").is_dir():
+    return True
   try:
     elsewhere = read_config(path)["teacher"]["checkpoint"]
   except (ValueError, LookupError, TypeError):  # another program's config.json
@@ -113,13 +115,7 @@ def lock_inputs(workdir, **values):
           f"{workdir} was begun with another {name} ({kept[name]}, and now {value}): give another --workdir, or the"
           " files of then"
       )
-  note_input(workdir, **values)
-
-
-def note_input(workdir, **values):
-  """Keeps values in workdir/inputs.json, by the first process."""
-  kept = read_inputs(workdir)
-  if {**kept, **values} != kept and jax.process_index() == 0:
+  if not set(values) <= set(kept) and jax.process_index() == 0:
     path = Path(workdir) / INPUTS
     write_atomically(path, (json.dumps({**kept, **values}, indent=2) + "\n").encode())
 

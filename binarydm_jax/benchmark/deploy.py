@@ -5,7 +5,6 @@ scales and adds the bias. Medians of runs that take turns; ratios are medians of
 "a1" are the native kernels at 1-bit weights and so many bits of activations; "xla" is XLA in int8 at a4.
 """
 
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from binarydm_jax.benchmark.common import peak_bytes, random_params, timed
+from binarydm_jax.command_line import cpu_count
 
 SHAPES = 8
 SERIES = ("xla_float32", "torch_nchw", "torch_nhwc", "xla_int8", "native_a8", "native_a4", "native_a1")
@@ -37,7 +37,7 @@ def run(problem, repeats):
   torch_reference = _torch_reference()
   path, reason = kernels.status()
   yield dict(
-      row="machine", cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+      row="machine", cores=cpu_count(),
       native=path or reason, native_threads=kernels.library.threads() or "all of XLA's",
       torch_threads=torch_reference.use_all_cores() if torch_reference else "no torch",
   )  # fmt: skip

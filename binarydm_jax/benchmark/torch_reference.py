@@ -1,14 +1,14 @@
 """PyTorch in float32, to compare with: one convolution, one U-Net by diffusers. Random weights; only time counts."""
 
-import os
-
 import numpy as np
 import torch
+
+from binarydm_jax.command_line import cpu_count
 
 
 def use_all_cores():
   """Threads that PyTorch computes with from now on: one a core that this process may use."""
-  torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+  torch.set_num_threads(cpu_count())
   return torch.get_num_threads()
 
 

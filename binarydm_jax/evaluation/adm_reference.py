@@ -5,7 +5,6 @@ of its spatial features, 17 x 17 x 7 flattened; `arr_0` images, usually 10,000, 
 writes `mu` and `sigma` only, and resizes images in another way (see `inception.resize_like_tf1`).
 """
 
-import hashlib
 import pathlib
 import zipfile
 import zlib
@@ -22,15 +21,16 @@ from binarydm_jax.evaluation.reference import (
   measure,
   moments_of,
 )
+from binarydm_jax.files import sha256_of
 
 IMAGES = "arr_0"
 
 
-def check(path, network, image_shape):
-  """What `compute` would refuse, as far as the file's directory and its images' header show it.
+def check(path, network, image_shape=None):
+  """What `compute` refuses, as far as the file's directory and its images' header show it.
 
   Args:
-    image_shape: (h, w, c) of the samples.
+    image_shape: (h, w, c) of the samples; None: not known yet.
   Raises:
     InvalidReference.
   """
@@ -43,7 +43,7 @@ def check(path, network, image_shape):
   shape = _image_shape(path) if IMAGES in keys else None
   if shape is None and "mu" not in keys:
     raise InvalidReference(f"{path} holds neither mu and sigma nor images ({IMAGES}); its keys: {', '.join(keys)}")
-  if shape is not None and tuple(shape[1:]) != tuple(image_shape):
+  if None not in (shape, image_shape) and tuple(shape[1:]) != tuple(image_shape):
     size = lambda shape: "x".join(map(str, shape))
     raise InvalidReference(f"{path} holds images of {size(shape[1:])}, and these are of {size(image_shape)}")
 
@@ -53,12 +53,10 @@ def protocol_of(path, network, keep: int = KEPT) -> dict:
   path = pathlib.Path(path).expanduser()
   keys = _keys(path)
   shape = _image_shape(path) if IMAGES in keys else None
-  with path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
   return dict(
     version=VERSION,
     source=f"published: {path.name}",
-    file_sha256=digest,
+    file_sha256=sha256_of(path),
     image_shape=None if shape is None else list(shape[1:]),
     # Moments in the file are of images that it does not count.
     count=None if "mu" in keys or shape is None else shape[0],
@@ -75,10 +73,7 @@ def compute(path, network, keep: int = KEPT, batch_size: int = 64, progress=None
   ValueError where it holds no moments and too few images to compute them.
   """
   path = pathlib.Path(path).expanduser()
-  if network.name != "inception":
-    raise InvalidReference(
-      f"{path} belongs to InceptionV3, but evaluation.feature_network is {network.name!r}; set it to 'inception'"
-    )
+  check(path, network)
   protocol = protocol_of(path, network, keep)
   arrays = load_arrays(path, leave=(IMAGES,))
   moments, spatial = (moments_of(path, arrays, suffix, None) for suffix in ("", "_s"))
@@ -88,9 +83,6 @@ def compute(path, network, keep: int = KEPT, batch_size: int = 64, progress=None
   given = None if moments is None else (moments, spatial)
   if given is not None and not protocol["kept"]:
     return Reference(protocol, *given, None)
-  if protocol["image_shape"] is None:
-    keys = ", ".join(_keys(path))
-    raise InvalidReference(f"{path} holds neither mu and sigma nor images ({IMAGES}); its keys: {keys}")
   num_images = _image_shape(path)[0]
   return measure(network, npz_batches(path, batch_size), protocol, batch_size, given, progress, num_images)
 

@@ -4,7 +4,6 @@
 both converted from TensorFlow's graph, or the same tensors as safetensors (which needs no torch).
 """
 
-import hashlib
 import pathlib
 
 import flax.traverse_util
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from binarydm_jax.evaluation.inception import InceptionV3
+from binarydm_jax.files import sha256_of
 from binarydm_jax.importers.mapping import CheckpointError, Entry, as_arrays, convert
 from binarydm_jax.importers.torch_file import read_torch
 
@@ -50,8 +50,7 @@ def read(path):
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise CheckpointError(f"evaluation.inception_weights: there is no file {str(path)!r}; give the path of {PUBLISHED}")
-  with path.open("rb") as file:
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  sha256 = sha256_of(path)
   if path.suffix == ".safetensors":
     try:
       content = load_safetensors(path.read_bytes())
