@@ -1,5 +1,6 @@
 """The packed file: the same predictions, exact sizes, and damage that is always a PackedError."""
 
+import functools
 import json
 import pathlib
 import struct
@@ -25,6 +26,7 @@ def unet(**fields):
                         norm_groups=4), **fields})
 
 
+@functools.cache
 def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, activation="lsq", **fields):
   """(model with its deployed rules, table, layers, variables); kernels, scales, steps, zero points: all random."""
   teacher = unet(**fields)

@@ -130,12 +130,15 @@ def test_fitted_levels_are_the_best_of_all(bits):
   x = jax.nn.silu(jax.random.normal(jax.random.key(1), (8, 500)))
   step, zero_point = fit_levels(x, bits)
   assert step.dtype == zero_point.dtype == jnp.float32 and step.shape == zero_point.shape == ()
-  error = lambda step, z: float(jnp.mean((lsq(x, jnp.float32(step), bits, zero_point=jnp.float32(z)) - x) ** 2))
-  grid = [error(s, z) for s in np.geomspace(0.1, 2, 80) * float(step) for z in range(0, 2 ** (bits - 1) + 1)[:40]]
-  assert error(step, zero_point) < 1.1 * min(grid)
+  quantize = lambda step, z: lsq(x, step, bits, zero_point=z)
+  error = jax.jit(jax.vmap(lambda step, z: jnp.mean((quantize(step, z) - x) ** 2)))
+  steps, zeros = np.geomspace(0.1, 2, 80) * float(step), np.arange(2 ** (bits - 1) + 1)[:40]
+  grid = error(*(axis.ravel().astype(np.float32) for axis in np.meshgrid(steps, zeros)))
+  found = float(error(step[None], zero_point[None])[0])
+  assert grid.shape == (80 * len(zeros),) and found < 1.1 * float(grid.min())
   assert bits != 4 or zero_point in (1, 2)
-  signed = min(error(s, 2 ** (bits - 1)) for s in np.geomspace(0.1, 2, 80) * float(step))
-  assert error(step, zero_point) < 0.7 * signed
+  signed = error(steps.astype(np.float32), np.full(80, 2.0 ** (bits - 1), np.float32))
+  assert found < 0.7 * float(signed.min())
 
 
 def test_fitted_levels_of_other_inputs():
