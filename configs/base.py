@@ -3,7 +3,7 @@
   python -m binarydm_jax.main --config=configs/digits.py --workdir=runs/digits --config.student.steps=2000
 
 Fields of `seed`, `method`, `data`, `model`, `first_stage`, `diffusion`, `quant`, `distill`, `teacher` and `student`
-shape training and are locked by the first run in a workdir, but for where data and weights lie and how they are read
+shape training and are locked by the first run in a workdir, but for where weights and latents lie and how data are read
 (docs/configs.md); the others may change from run to run.
 """
 

@@ -1,7 +1,8 @@
 """CIFAR-10, 32 x 32, by the network of DDPM and DDIM; the checkpoint is a PyTorch port's `ema_cifar10`, or diffusers'.
 
   python -m binarydm_jax.main --config=configs/cifar10_ddim.py --workdir=runs/cifar10 \
-    --config.teacher.checkpoint=model-790000.ckpt
+    --config.teacher.checkpoint=model-790000.ckpt --config.evaluation.feature_network=inception \
+    --config.evaluation.inception_weights=pt_inception-2015-12-05-6726825d.pth
 
 Variants, each one override, and the published FID (v5; 50,000 samples by DDIM-100; full precision 5.54). None of it was
 run here.

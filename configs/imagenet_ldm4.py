@@ -3,7 +3,7 @@
   python -m binarydm_jax.main --config=configs/imagenet_ldm4.py --workdir=runs/imagenet \
     --config.teacher.checkpoint=model.ckpt --config.data.source=folder:imagenet/train
 
-Sampling in 20 steps with classifier-free guidance; the paper does not state the scale: --config.sample.guidance=3.
+Sampling in 20 steps with classifier-free guidance; the paper does not state the scale, 3 here.
 Variants: --config.quant.act_bits=32 | 8 | 4; --config.method=binarydm_v1 | baseline | lsq.
 """
 

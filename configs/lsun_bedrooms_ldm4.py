@@ -3,8 +3,11 @@
   python -m binarydm_jax.main --config=configs/lsun_bedrooms_ldm4.py --workdir=runs/bedrooms \
     --config.teacher.checkpoint=model.ckpt --config.data.source=folder:lsun/bedrooms
 
+Without --config.evaluation.feature_network=inception and --config.evaluation.inception_weights=FILE the 50,000 samples
+are drawn, and no FID is measured.
+
 Variants, each one override, and the FID that was published for 50,000 samples by DDIM-100 (full precision 3.09). None
-of it was run here: it needs LSUN, the checkpoint and accelerators.
+of it was run here: it needs LSUN, the checkpoint and accelerators. v2 to v5 are versions of arXiv 2404.05662.
 
   (none)                                                     BinaryDM (v5) W1A4      7.74
   --config.quant.act_bits=32                                 BinaryDM (v5) W1A32     6.99

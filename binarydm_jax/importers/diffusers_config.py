@@ -23,6 +23,11 @@ def _check(config, defaults, expected, file):
 
 def check_unet_config(config, model, file):
   """Of a UNet2DModel, or of a UNet2DConditionModel where the two coincide."""
+  if model.context_dim and model.num_classes:
+    raise CheckpointError(
+        f"{file}: diffusers adds a class to the time embedding, this network attends to it; give latent diffusion's"
+        " .ckpt, or leave model.context_dim at 0"
+    )
   layout = LAYOUTS[model.layout]
   expected = dict(
       _class_name="UNet2DConditionModel" if model.context_dim else "UNet2DModel",
@@ -37,6 +42,7 @@ def check_unet_config(config, model, file):
       act_fn="silu",
       resnet_time_scale_shift="scale_shift" if model.scale_shift else "default",
       time_embedding_type="positional",
+      class_embed_type=None,
   )
   if model.context_dim:
     # diffusers' name notwithstanding, attention_head_dim is a number of heads there.

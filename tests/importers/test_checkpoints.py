@@ -304,3 +304,22 @@ def test_another_architecture_with_the_same_shapes(tmp_path):
     load_unet(tmp_path / "diffusion_pytorch_model.safetensors", model)
   with pytest.raises(CheckpointError, match="set model.num_head_channels, not num_heads"):
     load_unet(tmp_path, model.clone(layout="ddpm", num_heads=2))
+
+
+def test_classes_of_diffusers(tmp_path):
+  """A class that is added to the time embedding is no class to attend to; one made of a timestep is none at all."""
+  small = dict(
+      sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=4, block_out_channels=(8, 16),
+      attention_head_dim=None, num_class_embeds=5,
+  )  # fmt: skip
+  net = diffusers.UNet2DModel(**small, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+  net.save_pretrained(tmp_path)
+  model = UNet(3, 8, (1, 2), 1, (), norm_groups=4, num_classes=5)
+  embedding = load_unet(tmp_path, model)["label_embed"]["embedding"]
+  np.testing.assert_array_equal(embedding, net.class_embedding.weight.detach())
+  with pytest.raises(CheckpointError, match="adds a class to the time embedding, this network attends to it"):
+    load_unet(tmp_path, model.clone(context_dim=32))
+  config = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps({**config, "class_embed_type": "timestep"}))
+  with pytest.raises(CheckpointError, match="class_embed_type is 'timestep', not None"):
+    load_unet(tmp_path, model)
