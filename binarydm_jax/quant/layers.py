@@ -86,7 +86,7 @@ class _Quantized(nn.Module):
       return kernel
     if rule.weights == "lsq":
       step = self._learned("weight_step", lambda: weights.initial_weight_step(kernel, rule.weight_bits))
-      quantized = weights.lsq_weight(kernel, step, rule.weight_bits)
+      quantized, waiting = weights.lsq_weight(kernel, step, rule.weight_bits), kernel
     else:
       scale1 = self._learned("scale1", lambda: weights.initial_scale1(kernel))
       if rule.bases == 1:
@@ -95,7 +95,8 @@ class _Quantized(nn.Module):
         scale2 = self._learned("scale2", lambda: weights.initial_scale2(kernel))
         second = gate.second if rule.weights == "evolving" else None
         quantized = weights.multi_basis(kernel, scale1, scale2, second)
-    return quantized if gate.on is None else jnp.where(gate.on > 0, quantized, kernel)
+      waiting = weights.not_yet_binarized(kernel, scale1)
+    return quantized if gate.on is None else jnp.where(gate.on > 0, quantized, waiting)
 
   def _operands(self, x, kernel_shape, rule, gate):
     """(x, kernel) quantized by the rule and cast to the compute type."""

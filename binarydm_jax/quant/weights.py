@@ -40,6 +40,22 @@ def multi_basis(kernel, scale1, scale2, second=None):
   return _two_bases(kernel, scale1, scale2)
 
 
+@jax.custom_vjp
+def not_yet_binarized(kernel, scale1):
+  """w, for a layer that progressive initialisation has not reached yet.
+
+  Gradients: w receives scale1 g, what `one_basis` will give it; the scale none. With g itself, some tens of times as
+  large, a few steps fill Adam's second moment for a thousand, and the binarized weights move less after them.
+  """
+  return kernel
+
+
+not_yet_binarized.defvjp(
+    lambda kernel, scale1: (kernel, scale1),
+    lambda scale1, gradient: ((positive(scale1) * gradient).astype(gradient.dtype), jnp.zeros_like(scale1)),
+)
+
+
 # For positive scales. The gradients are what the chain rule gives, in one pass over the kernel; by `jax.grad` of the
 # formulas signs and masks would be kept from the forward pass, five bytes a weight and basis.
 

@@ -222,8 +222,9 @@ def test_gradients_reach_params_and_quant_while_on_and_only_params_while_off():
   # (0 - 0.5) 0.75 + 1 (-0.25), over sqrt(2 features * qp 1).
   np.testing.assert_allclose(on["quant"]["step"], -0.625 / 2**0.5, rtol=1e-6)
 
+  # In float, with gradients of the size that they will have: x times scale1.
   off = gradients(_gate(on=0))
-  np.testing.assert_allclose(off["params"]["kernel"], [[1, 0], [3, 0]])
+  np.testing.assert_allclose(off["params"]["kernel"], [[0.5, 0], [1.5, 0]])
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(off["quant"]))
 
   assert gradients(_gate(second=0))["quant"]["scale2"].tolist() == [0, 0]

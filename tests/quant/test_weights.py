@@ -13,6 +13,7 @@ from binarydm_jax.quant import (
   multi_basis,
   one_basis,
 )
+from binarydm_jax.quant.weights import not_yet_binarized
 
 # Columns are output channels. Residuals w - s1 sign(w): 0 and 0.25 | -1 (passes) and 1.5 (does not).
 KERNEL = np.float32([[0.5, -1.5], [-0.25, 2.0]])
@@ -44,6 +45,12 @@ def _assert_close(results, expected):
 
 def test_one_basis_by_hand():
   _assert_close(_value_and_gradients(one_basis, KERNEL, SCALE1), (ONE_VALUE, ONE_KERNEL, ONE_SCALE1))
+
+
+def test_not_yet_binarized_by_hand():
+  """The weights as they are, with g s1, also of a scale below its floor."""
+  _assert_close(_value_and_gradients(not_yet_binarized, KERNEL, SCALE1), (KERNEL, COTANGENT / 2, [0, 0]))
+  _assert_close(_value_and_gradients(not_yet_binarized, KERNEL, 0 * SCALE1), (KERNEL, 1e-8 * COTANGENT, [0, 0]))
 
 
 @pytest.mark.parametrize("second", [None, 1.0])
