@@ -59,7 +59,8 @@ def check_program(text, state, count, fsdp):
 results = []
 for count, fsdp, accumulate in ((1, 1, 1), *SHARED):
   changes = {"student.steps": 40, "student.batch_size": BATCH, "model.channel_mult": (1,), "model.dropout": 0.1,
-             "mesh.min_size": 256, "student.learning_rate": 2e-5, "compute.accumulate": accumulate, "data.flip": True}
+             "mesh.min_size": 256, "student.learning_rate": 2e-5, "compute.accumulate": accumulate, "data.flip": True,
+             "quant.act_bits": 32}  # an activation's code that rounding decides moves a loss by up to 2e-3
   problem = build(tiny.get_config(**changes))
   params = teacher_params(problem)
   mesh = sharding.make_mesh(jax.devices()[:count], fsdp)
@@ -83,7 +84,7 @@ for count, fsdp, accumulate in ((1, 1, 1), *SHARED):
 for losses, ema, projections in results[1:]:
   # With the paper's rate. At 1e-3 they part at the sixth step: Adam divides by the gradient's size, so where it is
   # zero but for rounding (a bias of attention's keys) a step of the whole rate goes either way.
-  np.testing.assert_allclose(results[0][0], losses, rtol=2e-4)
+  np.testing.assert_allclose(results[0][0], losses, rtol=1e-4)
   # The subspaces, not their bases: the sign of an eigenvector is free.
   for x, y in zip(results[0][2], projections):
     np.testing.assert_allclose(x @ x.T, y @ y.T, atol=1e-3)
