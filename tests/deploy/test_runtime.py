@@ -22,11 +22,11 @@ def inputs(made, batch=4):
   return x, t, jnp.arange(batch) % 3 if made[0].num_classes else None
 
 
-SLOW = ("lmb a4", "lsq a8 asymmetric", "lmb conditional, scale and shift", "cross-attention", "deeper")
+SLOW = ("lmb a4", "lsq a8 asymmetric", "lmb conditional, scale and shift", "deeper")
 
 
 @pytest.mark.parametrize("name", [
-  "lmb a4 asymmetric", "lsq3 a8 conditional",
+  "lmb a4 asymmetric", "lsq3 a8 conditional", "cross-attention",
   *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
 ])  # fmt: skip
 def test_agrees_with_the_trained_student(name, tmp_path):
@@ -136,7 +136,7 @@ def test_native_kernels(activation, tmp_path):
   """The same bits by the native kernels: layers of sign bases go there, the others to XLA, and both agree."""
   if kernels.status()[0] is None:
     pytest.skip(kernels.status()[1])
-  made = student("lmb", act_bits=4, edge_bits=8, model_channels=16, activation=activation)
+  made = student(**DEEPER, activation=activation)
   write(tmp_path / "m", made)
   native, xla = load(tmp_path / "m", "cpu"), load(tmp_path / "m", "xla")
   assert native.backend == "cpu"

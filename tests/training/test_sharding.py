@@ -60,7 +60,7 @@ results = []
 for count, fsdp, accumulate in ((1, 1, 1), *SHARED):
   changes = {"student.steps": 40, "student.batch_size": BATCH, "model.channel_mult": (1,), "model.dropout": 0.1,
              "mesh.min_size": 256, "student.learning_rate": 2e-5, "compute.accumulate": accumulate, "data.flip": True,
-             "quant.act_bits": 32}  # an activation's code that rounding decides moves a loss by up to 2e-3
+             "quant.act_bits": ACT_BITS}
   problem = build(tiny.get_config(**changes))
   params = teacher_params(problem)
   mesh = sharding.make_mesh(jax.devices()[:count], fsdp)
@@ -72,7 +72,7 @@ for count, fsdp, accumulate in ((1, 1, 1), *SHARED):
   if count > 1:
     split = check_program(compiled.as_text(), state, count, fsdp)
     assert (split > 0) == (fsdp > 1)
-  for _ in range(20):
+  for _ in range(STEPS):
     assert len(batch["image"].sharding.device_set) == count
     state, metrics = compiled(state, frozen, batch)
     losses.append(float(metrics["loss"]))
@@ -94,16 +94,18 @@ print("equal")
 """
 
 
+# With 4-bit activations ten steps: a code that rounding decides moves a loss by up to 2e-3, at the eleventh step here.
+@pytest.mark.parametrize("act_bits, steps", [(32, 20), (4, 10)])
 @pytest.mark.parametrize("shared", [
   (4, 2, 2), *(pytest.param(shared, marks=pytest.mark.slow) for shared in ((4, 1, 1), (2, 1, 1), (2, 2, 1))),
 ])  # fmt: skip
-def test_devices_equal_one(shared):
-  """(devices, parts of the parameters, parts of a batch) against one device, with dropout and mirrored images: 20
-  losses, averages, scales and projections agree. In the compiled program of several devices nothing as large as an
-  activation travels, gradients are reduced once, outside of loops; nothing reaches the host."""
+def test_devices_equal_one(shared, act_bits, steps):
+  """(devices, parts of the parameters, parts of a batch) against one device, with dropout and mirrored images: losses,
+  averages, scales, activation steps and projections agree. In the compiled program of several devices nothing as large
+  as an activation travels, gradients are reduced once, outside of loops; nothing reaches the host."""
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-  script = f"SHARED = {[shared]}\n{SCRIPT}"
+  script = f"SHARED, ACT_BITS, STEPS = {[shared]}, {act_bits}, {steps}\n{SCRIPT}"
   done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
 
