@@ -1,4 +1,4 @@
-"""Shared by all tests: the flag for slow ones, and XLA without optimizations."""
+"""Shared by all tests: the flag for slow ones, XLA without optimizations, no threads in numpy."""
 
 import os
 import tempfile
@@ -14,6 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join([
   "--xla_cpu_use_fusion_emitters=false",
   "--xla_cpu_parallel_codegen_split_count=1",
 ])
+# Products of small matrices in numpy: two processes of tests on two cores would wait for each other's threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Tests and the processes that they start compile the same programs: once is enough.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="binarydm_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -1,6 +1,7 @@
 """Logs: one JSON object a line in metrics.jsonl, and TensorBoard events. Written by the first process only."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -30,6 +31,19 @@ def append_line(path, record):
     file.write(json.dumps(record) + "\n")
 
 
+def _tensorboard():
+  """tensorboardX without PyTorch, which it loads where it finds it: seconds, for a type of argument not used here."""
+  absent = "torch" not in sys.modules
+  if absent:
+    sys.modules["torch"] = None  # an import raises ImportError
+  try:
+    import tensorboardX
+  finally:
+    if absent:
+      del sys.modules["torch"]
+  return tensorboardX
+
+
 class Writer:
   """Scalars of one stage, from the step it was restored at."""
 
@@ -42,9 +56,7 @@ class Writer:
     self._stage = stage
     self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
     purge = step + 1 if step else None
-    import tensorboardX  # here, since it loads all of PyTorch where that is installed: seconds that few commands need
-
-    self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
+    self._events = _tensorboard().SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
 
   def write(self, step, scalars):
     """`scalars`: name -> float, logged for `step`; None, where there is none, is in metrics.jsonl alone."""
