@@ -13,11 +13,12 @@ from binarydm_jax.evaluation.sample_files import open_samples
 from binarydm_jax.files import write_atomically
 from binarydm_jax.study.plan import row_workdir
 from binarydm_jax.study.results import TEACHER
-from binarydm_jax.study.rows import ROWS
+from binarydm_jax.study.rows import CEILING, ROWS
 
 THEME = panels.THEMES["light"]
 COLORS = ("#0f766e", "#c2620a", "#7c4dd8", "#1d6fb8", "#b8325e", "#7b8696", "#5b7f1e", "#8a5a2b", "#333a44", "#d0a215")
-SHOWN = (TEACHER, "baseline", "binarydm_v1", "binarydm_v5")  # whose samples are shown
+# Whose samples are shown, if the study has them: see `sample_grids`.
+SHOWN = (TEACHER, "baseline", "binarydm_v1", "binarydm_v5")
 GRID = 36
 
 
@@ -116,22 +117,24 @@ def _draw_curves(curves, axes, theme):
 def sample_grids(folder, summaries):
   """{caption: uint8 [n, h, w, c]}: the first samples of SHOWN, of the first seed that all of them have.
 
-  Sample i of every model is drawn from the same noise.
+  Sample i of every model is drawn from the same noise. Where the study has fewer rows of SHOWN, the best other
+  quantized ones of that seed, by held-out loss, make up the number.
   """
-  rows = {row["name"]: row for row in summaries if row["name"] in SHOWN}
-  if len(rows) < 2 or TEACHER not in rows:
-    return {}
-  seeds = set.intersection(*(set(row["seeds"]) for row in rows.values()))
+  by_name = {row["name"]: row for row in summaries}
+  rows = [by_name[name] for name in SHOWN if name in by_name]
+  seeds = set.intersection(*(set(row["seeds"]) for row in rows)) if TEACHER in by_name else None
   if not seeds:
     return {}
   seed, found = min(seeds), {}
-  student = next(row.name for row in ROWS if row.name in rows)
-  for name in SHOWN:
-    if name in rows:
-      workdir = row_workdir(folder, student if name == TEACHER else name, seed)
-      path = workdir / "samples" / ("teacher.npz" if name == TEACHER else "student.npz")
-      if path.exists():
-        fid = rows[name]["metrics"]["fid"]
-        caption = f"{name}: {spread(fid['values'])}" if fid else name
-        found[caption] = np.array(open_samples(path)[:GRID])
+  others = [row for row in summaries if row["name"] not in (*SHOWN, CEILING) and seed in row["seeds"]]
+  rows += sorted(others, key=lambda row: row["metrics"]["heldout_loss"]["mean"])
+  for row in rows[: len(SHOWN)]:
+    # The teacher's stand in the folder of each of its students; not all need be here, if studies were put together.
+    places = [other.name for other in ROWS] if row["name"] == TEACHER else [row["name"]]
+    model = "teacher" if row["name"] == TEACHER else "student"
+    paths = (row_workdir(folder, place, seed) / "samples" / f"{model}.npz" for place in places)
+    if path := next(filter(Path.exists, paths), None):
+      fid = row["metrics"]["fid"]
+      caption = f"{row['name']}: {spread(fid['values'])}" if fid else row["name"]
+      found[caption] = np.array(open_samples(path)[:GRID])
   return found
