@@ -50,10 +50,21 @@ def test_grids(runs, tmp_path):
     write_samples(runs[name, seed], "student", i)
   write_samples(runs["baseline", 1], "teacher", 100)
   grids = figures.sample_grids(tmp_path, summaries(tmp_path))
-  assert [caption.split(":")[0] for caption in grids] == ["teacher", "baseline", "binarydm_v1", "lmb"]
-  assert list(grids)[:3] == ["teacher: 11.5 ± 0.7", "baseline: 21.5 ± 2.1", "binarydm_v1: 23.5 ± 2.1"]
+  captions = ["teacher: 11.5 ± 0.7", "baseline: 21.5 ± 2.1", "binarydm_v1: 23.5 ± 2.1", "lmb: 22.5 ± 2.1"]
+  assert list(grids) == captions
   assert [int(images.max()) for images in grids.values()] == [100, 0, 1, 2]
   assert {images.shape for images in grids.values()} == {(36, 8, 8, 1)}
+
+
+def test_other_rows_in_grids(tmp_path):
+  """The best by held-out loss, not full precision, and of the same seed."""
+  losses = {"full_precision": 0.1, "baseline": 0.6, "ebb": 0.5, "lmb": 0.3, "lsq_w2": 0.4}
+  for run in [*make_students(tmp_path, ",".join(losses), (1,)), *make_students(tmp_path, "binarydm_v1_paper", (2,))]:
+    write_run(run, 20.0, losses.get(run.row.name, 0.2))
+    write_samples(run, "student", 1)
+    write_samples(run, "teacher", 1)
+  grids = figures.sample_grids(tmp_path, summaries(tmp_path))
+  assert [caption.split(":")[0] for caption in grids] == ["teacher", "baseline", "lmb", "lsq_w2"]
 
 
 def test_files(runs, tmp_path):

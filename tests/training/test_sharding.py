@@ -95,7 +95,7 @@ print("equal")
 
 
 # With 4-bit activations ten steps: a code that rounding decides moves a loss by up to 2e-3, at the eleventh step here.
-@pytest.mark.parametrize("act_bits, steps", [pytest.param(32, 20, marks=pytest.mark.slow), (4, 10)])
+@pytest.mark.parametrize("act_bits, steps", [(32, 20), (4, 10)])
 @pytest.mark.parametrize("shared", [
   (4, 2, 2), *(pytest.param(shared, marks=pytest.mark.slow) for shared in ((4, 1, 1), (2, 1, 1), (2, 2, 1))),
 ])  # fmt: skip
