@@ -16,11 +16,10 @@ from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.deploy.unfinished import unfinished
 from binarydm_jax.files import sha256_of, write_atomically
-from binarydm_jax.mesh import gather, wait_for_all
+from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
-from binarydm_jax.training.sharding import config_mesh
 from binarydm_jax.workdir import check_own_teacher
 
 PACKED = "model.safetensors"
@@ -146,7 +145,7 @@ def info(problem, workdir):
 
 
 def export(problem, workdir):
-  """Writes the packed file of the student's averaged weights and checks its size against `cost`.
+  """Writes the packed file of the student and checks its size against `cost`.
 
   Returns:
     (path -> LayerRule as it was packed, steps of training that the student has had).
@@ -155,7 +154,7 @@ def export(problem, workdir):
   """
   fields, steps = problem.config.export, problem.config.student.steps
   step, state = stages.newest_state(problem, "student", workdir, least=1 if fields.force else steps)
-  variables = gather(state.ema if fields.averaged else state.variables, config_mesh(problem.config.mesh))
+  variables = stages.student_variables(problem, state)
   first_stage = feed.get_first_stage(problem, workdir)
   gates = problem.gates_fn(jnp.int32(step)) if problem.gates_fn else None
   table, variables, waiting = unfinished(

@@ -114,7 +114,8 @@ def trained_network(problem, workdir, name):
   if name == "teacher":
     parts = problem.teacher, teacher_variables(problem, workdir), None
   else:
-    parts = problem.student, stages.restore_ema(problem, "student", workdir), problem.final_gates()
+    variables = stages.student_variables(problem, stages.newest_state(problem, "student", workdir)[1])
+    parts = problem.student, variables, problem.final_gates()
   first_stage = feed.get_first_stage(problem, workdir)
   return Network(name, *parts, problem.schedule, problem.config.diffusion.target, problem.input_shape, first_stage)
 

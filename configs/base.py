@@ -178,7 +178,7 @@ def get_config():
       dict(
           remainder="float32",  # float32 | bfloat16: of what is not quantized (8 bits: quant.edges, which are trained)
           stablehlo=False,  # also a StableHLO program of one sampling step, by the fields of `sample`
-          averaged=True,  # the averaged weights; False: those of the last step. What is exported is evaluated
+          averaged=True,  # the averaged weights; False: those of the last step. Exported, sampled, evaluated
           force=False,  # also of a student in training: what is not binarized yet stays float, a living basis is kept
       )
   )

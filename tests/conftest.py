@@ -1,5 +1,6 @@
-"""Shared by all tests: the flag for slow ones, XLA without optimizations, no threads in numpy."""
+"""Shared by all tests: the flag for slow ones, XLA without optimizations, no threads in numpy, few collections."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ os.environ["XLA_FLAGS"] = " ".join([
 ])
 # Products of small matrices in numpy: two processes of tests on two cores would wait for each other's threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# As the commands do (`command_line.set_up_jax`).
+gc.set_threshold(50_000, 20, 50)
 # Tests and the processes that they start compile the same programs: once is enough.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="binarydm_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

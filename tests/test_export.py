@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from binarydm_jax import main, modes
 from binarydm_jax.deploy import load
 from binarydm_jax.deploy.packed import file_sizes
+from binarydm_jax.networks import trained_network
 from binarydm_jax.training.loop import TrainingError
 from binarydm_jax.training.problem import build
 from tests import finished
@@ -41,8 +42,13 @@ def test_defaults(workdir, capsys):
 
 
 def test_weights_of_the_last_step(workdir):
+  """export.averaged=False reaches the packed file and the student that is sampled from its checkpoints."""
   averaged, last = export(workdir), export(workdir, averaged=False)
   assert set(averaged) == set(last) and not np.array_equal(averaged["out_norm/bias"], last["out_norm/bias"])
+  for choice, tensors in ((True, averaged), (False, last)):
+    problem = build(get_config(**{"export.averaged": choice}))
+    student = trained_network(problem, workdir, "student").variables["params"]
+    np.testing.assert_array_equal(student["out_norm"]["bias"], tensors["out_norm/bias"])
 
 
 def test_bfloat16_remainder(workdir):

@@ -59,6 +59,12 @@ def restore_ema(problem, stage, workdir, steps=None):
   return sharding.gather(ema, sharding.config_mesh(problem.config.mesh))
 
 
+def student_variables(problem, state):
+  """What is exported and sampled of a student's state, on every device: averaged or last, as `export.averaged` says."""
+  variables = state.ema if problem.config.export.averaged else state.variables
+  return sharding.gather(variables, sharding.config_mesh(problem.config.mesh))
+
+
 def _projection_shapes(problem):
   """Abstract projections, for restoring."""
   if not problem.distil:
