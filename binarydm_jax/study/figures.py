@@ -70,23 +70,38 @@ def _draw_rows(rows, metric, label, axes, theme):
 
 
 def _draw_sizes(rows, metric, label, axes, theme):
-  """Size of the packed file's weights in MiB, logarithmic, against quality; rows that stand together share a colour."""
-  groups = list(dict.fromkeys(row["group"] for row in rows))
-  for row in rows:
-    found, color = row["metrics"][metric], COLORS[groups.index(row["group"]) % len(COLORS)]
-    mib = row["size_bytes"] / 2**20
-    axes.errorbar(mib, found["mean"], yerr=_error(found), fmt="o", color=color, markersize=5, capsize=3)
-    if row["group"] == "core":
-      axes.annotate(row["name"], (mib, found["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=7.5,
-                    color=theme["ink"])  # fmt: skip
+  """Size of the packed file's weights in MiB, logarithmic, against quality: the core rows with names and spread, small
+  points for the others."""
+  core = [row for row in rows if row["group"] == "core"] or rows
+  place = lambda row: (row["size_bytes"] / 2**20, row["metrics"][metric]["mean"])
+  others = [place(row) for row in rows if row not in core]
+  if others:
+    axes.plot(*zip(*others), "o", color=theme["ink"], alpha=0.4, markersize=3, label="other rows")
+    axes.legend(frameon=False, fontsize=7.5, labelcolor=theme["ink"])
+  for row in core:
+    color = theme["teacher" if row["bits"] == "32/32" else "student"]
+    axes.errorbar(*place(row), yerr=_error(row["metrics"][metric]), fmt="o", color=color, markersize=5, capsize=3)
   axes.set_xscale("log")
   sizes = [row["size_bytes"] / 2**20 for row in rows]
   axes.set_xlim(min(sizes) / 1.4, max(sizes) * 2)
+  _write_names(axes, core, place, theme)
   axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
   axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
   axes.set_xlabel("MiB of packed weights")
   axes.set_ylabel(label)
+
+
+def _write_names(axes, rows, place, theme):
+  """The rows' names beside their points; of those of about one size each is moved up where it would cover another."""
+  step = 0.04 * float(np.diff(axes.get_ylim())[0])
+  reached = {}
+  for row in sorted(rows, key=lambda row: place(row)[1]):
+    x, y = place(row)
+    column = next((known for known in reached if abs(np.log(x / known)) < 0.3), x)
+    reached[column] = max(y, reached.get(column, -np.inf) + step)
+    axes.annotate(row["name"], (x, reached[column]), xytext=(6, 3), textcoords="offset points", fontsize=7.5,
+                  color=theme["ink"])  # fmt: skip
 
 
 def training_curves(folder, rows):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from binarydm_jax.study import figures, results
@@ -91,3 +92,15 @@ def test_without_a_feature_network(tmp_path):
     (run.workdir / "results.json").write_text(json.dumps(content))
   written = [path.name for path in figures.write(tmp_path, summaries(tmp_path))]
   assert written == ["heldout_loss.png", "heldout_loss_by_size.png"]
+
+
+def test_names_beside_sizes_do_not_cover_each_other(tmp_path):
+  """Core rows that are as large and as good keep a line's distance; other rows are points without names."""
+  for run in make_students(tmp_path, "baseline,ebb,binarydm_v5,baseline_lrm", (1,)):
+    write_run(run, 20.0, 0.2)
+  axes = Figure().subplots()
+  rows = [row for row in summaries(tmp_path) if row["name"] != results.TEACHER]
+  figures._draw_sizes(rows, "fid", "Frechet distance", axes, figures.THEME)
+  names = {text.get_text(): text.xy[1] for text in axes.texts}
+  assert set(names) == {"baseline", "ebb", "binarydm_v5"}
+  assert np.diff(sorted(names.values())).min() >= 0.039 * np.diff(axes.get_ylim())[0]
