@@ -26,7 +26,7 @@ def set_up_jax(deterministic=False):
     cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "binarydm_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  # Tracing makes millions of objects that stay, and each collection goes over them again: some percent of a short run.
+  # Tracing makes millions of objects that stay, and each collection goes over them again.
   gc.set_threshold(50_000, 20, 50)
   # The libraries below log every detail at INFO; warnings stay.
   logging.set_verbosity(logging.WARNING)

@@ -1,7 +1,6 @@
 """What RESULTS.md and the tables beside it say is what the runs were measured to be (docs/results/*/results.json)."""
 
 import re
-import statistics
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from binarydm_jax.formats import format_bytes
 from binarydm_jax.study import merging
 from binarydm_jax.study.results import summarize
-from binarydm_jax.study.tables import to_markdown
+from binarydm_jax.study.tables import format_metric, to_markdown
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "docs" / "results").glob("*/results.json"))
@@ -18,27 +17,22 @@ MARKED = re.compile(r"<!-- (docs/results/\S+\.json)(?:, seeds ([\d, ]+))? -->\n(
 TABLES = [match.groups() for match in MARKED.finditer((ROOT / "RESULTS.md").read_text())]
 
 
-def rounded(values, digits, unit=""):
-  """Mean ± standard deviation with as many decimals as the document's columns have."""
-  std = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-  return f"{statistics.mean(values):.{digits}f}{std}{unit}"
+METRICS = {
+  "held-out loss": "heldout_loss", "gap closed": "gap_closed_heldout_loss", "Frechet distance": "fid",
+  "its gap closed": "gap_closed_fid", "precision": "precision", "recall": "recall",
+}  # fmt: skip
 
 
-def cell(head, metrics):
-  """What stands under `head` for a row of such metrics and costs."""
-  values = lambda name: metrics["metrics"][name]["values"]
-  share = lambda name: rounded([100 * value for value in values(f"gap_closed_{name}")], 0, " %")
-  return {
-      "held-out loss": lambda: rounded(values("heldout_loss"), 4),
-      "gap closed": lambda: share("heldout_loss"),
-      "Frechet distance": lambda: rounded(values("fid"), 1),
-      "its gap closed": lambda: share("fid"),
-      "precision": lambda: rounded(values("precision"), 3),
-      "recall": lambda: rounded(values("recall"), 3),
-      "seeds": lambda: str(len(metrics["seeds"])),
-      "true bits a weight": lambda: f"{metrics['true_weight_bits']:.2f}",
-      "size": lambda: format_bytes(metrics["size_bytes"]),
-  }[head]()
+def cell(head, row):
+  """What stands under `head`, as in the study's own table; precision and recall with a decimal less."""
+  if head == "true bits a weight":
+    return f"{row['true_weight_bits']:.2f}"
+  if head == "size":
+    return format_bytes(row["size_bytes"])
+  metric = row["metrics"][METRICS[head]]
+  if head in ("precision", "recall"):
+    return f"{metric['mean']:.3f} ± {metric['std']:.3f}"
+  return format_metric(METRICS[head], metric, len(row["seeds"]))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
@@ -67,5 +61,4 @@ def test_figures_of_the_document(path, seeds, table):
     row = summaries[re.search(r"`([\w-]+)`", name_cell)[1]]
     assert not chosen or row["seeds"] == chosen, name_cell
     for head, text in zip(heads[1:], cells, strict=True):
-      if text:
-        assert text == cell(head, row), (name_cell, head)
+      assert text == cell(head, row), (name_cell, head)
