@@ -2,11 +2,11 @@
 
 import sys
 import time
-from pathlib import Path
 
 from binarydm_jax import preemption
 from binarydm_jax.formats import format_number
-from binarydm_jax.study import merging, plan, runner, tables
+from binarydm_jax.study import plan, runner, tables
+from binarydm_jax.study import results as results_lib
 from binarydm_jax.study.rows import select
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.writers import append_line
@@ -30,13 +30,18 @@ def run_study(
   Returns:
     The exit code: 0, 1 if a run has failed, 75 if a signal has stopped it.
   Raises:
-    ValueError: a config that is wrong, before anything is run.
+    ValueError: a config that is wrong, or one whose runs could not stand in one table with those that the folder or
+      `added` has, before anything is run.
   """
   teachers, students = plan.make_runs(config_file, config, overrides, folder, select(rows), seeds, teacher_each)
-  for path in added:
-    merging.read(Path(path))  # what is wrong with it is said now, not after the runs
+  # What would keep the tables from being written is said now, not after the runs.
+  results_lib.check_planned(folder, teachers, students)
+  if added or results_lib.has_runs(folder):
+    tables.read_all(folder, added)
   for run in teachers:
     plan.check_teacher_folder(run)
+  for line in plan.overruled(students, config, overrides):
+    print(line, flush=True)
   progress = Progress(folder, len(students), command)
   todo = []
   for run in students:
@@ -48,10 +53,11 @@ def run_study(
   _check(teachers, todo)
   # One teacher alone has all CPUs.
   whole = runner.execute(teachers, environment, max(1, min(jobs, len(teachers))), lambda run: None, progress.report)
-  if whole and not progress.failed:
-    whole = runner.execute(todo, environment, jobs, progress.lend, progress.report)
-  elif progress.failed:
-    print("error: without its teacher no student can be trained", file=sys.stderr)
+  if whole:
+    missing = {str(run.workdir) for run in teachers if run.name in progress.failed}
+    ready = [run for run in todo if run.config.teacher.checkpoint not in missing]
+    progress.without_teacher([run for run in todo if run not in ready])
+    whole = runner.execute(ready, environment, jobs, progress.lend, progress.report)
   if progress.done:
     print("\n" + tables.write(folder, added)[1].read_text())
   if not whole:
@@ -69,10 +75,12 @@ def _check(teachers, students):
     name = run.row and run.row.name
     if name in checked:
       continue
+    config = run.config.copy_and_resolve_references()
+    config.mesh.update(dict(data=0, fsdp=1))  # of the run's devices; this process has one CPU
     try:
-      build(run.config, with_data=not checked)  # the data are the same for all
+      build(config, with_data=not checked)  # the data are the same for all
       if not teachers:
-        check_teacher(run.config)
+        check_teacher(config)
     except ValueError as error:
       raise ValueError(f"{run.name}: {error}") from None
     checked.add(name)
@@ -112,6 +120,12 @@ class Progress:
       self.failed.append(run.name)
       words = runner.last_words(run.log) if code else "it has left no results.json"
       self._say(run, f"FAILED after {seconds:.0f} s, exit code {code}: {words} ({run.log})")
+
+  def without_teacher(self, runs):
+    """Students that cannot be trained."""
+    for run in runs:
+      self.failed.append(run.name)
+      self._say(run, "not trained: it has no teacher")
 
   def lend(self, run):
     """Lets a run have the teacher's samples and the reference of a finished run of the same seed."""

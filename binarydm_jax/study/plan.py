@@ -53,6 +53,15 @@ class Run:
     return shlex.join(["python", *self.command])
 
 
+def overruled(students, config, overrides):
+  """A line for each of `overrides` ({field: value} of the command line) that rows set otherwise, which win."""
+  for name in overrides:
+    value = flat_fields(config)[name]
+    rows = {run.row.name: None for run in students if flat_fields(run.config)[name] != value}
+    if rows and name != "teacher.checkpoint":
+      yield f"--config.{name}={value} is not for {', '.join(rows)}, which set it themselves"
+
+
 def row_workdir(folder, row_name, seed):
   return Path(folder) / row_name / f"seed_{seed}"
 
@@ -127,14 +136,19 @@ def finished_results(run):
   results = read_results(run.workdir)
   if results is None:
     return None
-  known, wanted = read_fields(run.workdir), _flat(run.config.to_dict())
+  known, wanted = read_fields(run.workdir), flat_fields(run.config)
   changed = [name for name in known | wanted if known.get(name) != wanted.get(name)]
   return None if any(name.split(".")[0] in MEASURED and name not in FREE for name in changed) else results
 
 
 def read_fields(workdir):
   """{field: value} of a run's config; one that the run did not know yet has the default of configs/base.py."""
-  return _flat(base.get_config().to_dict()) | _flat(read_config(workdir))
+  return flat_fields(base.get_config()) | _flat(read_config(workdir))
+
+
+def flat_fields(config):
+  """{field: value} of a config, as JSON gives it back."""
+  return _flat(config.to_dict())
 
 
 def _flat(fields, prefix=""):
@@ -152,7 +166,7 @@ def check_teacher_folder(run):
   """Raises ValueError where the teacher that is there was trained by another config than the run's."""
   if not (run.workdir / "config.json").exists():
     return
-  known, wanted = read_fields(run.workdir), _flat(run.config.to_dict())
+  known, wanted = read_fields(run.workdir), flat_fields(run.config)
   for name in sorted(known | wanted):
     if name.split(".")[0] in OF_TEACHER and name not in FREE and known.get(name) != wanted.get(name):
       raise ValueError(

@@ -6,7 +6,15 @@ import statistics
 from pathlib import Path
 
 from binarydm_jax.compare import check_protocols
-from binarydm_jax.study.plan import MEASURED, read_fields, read_results, row_workdir, teacher_workdir
+from binarydm_jax.study.plan import (
+  MEASURED,
+  flat_fields,
+  read_fields,
+  read_results,
+  row_workdir,
+  teacher_is_finished,
+  teacher_workdir,
+)  # fmt: skip
 from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
 from binarydm_jax.training.guards import run_goodput
 from binarydm_jax.workdir import FREE, PATHS, SEEDS, SPEED_ONLY, read_inputs
@@ -58,11 +66,42 @@ def collect(folder, rows=ROWS):
   if not records:
     raise ValueError(f"{folder} holds no finished run of a study")
   check_protocols(results)
-  for (name, _), values in shared.items():
-    if len(values) > 1:
-      raise ValueError(f"the runs in {folder} differ in {name}: {_differing(values)}; give another --folder")
+  _check_shared(folder, shared)
   fields = {name: json.loads(next(iter(values))) for (name, seed), values in shared.items() if seed is None}
   return [sampled[seed] for seed in sorted(sampled)] + records, results, teachers, fields
+
+
+def check_planned(folder, teachers, students, rows=ROWS):
+  """Checks that runs can stand in one table with the finished ones in `folder`, as far as it can be said before.
+
+  Args:
+    teachers, students: of `plan.make_runs`.
+  Raises:
+    ValueError: their configs differ in more than the rows' own fields, or a seed would have two teachers.
+  """
+  shared, planned = {}, {(run.row.name, run.seed) for run in students}
+  own = {str(run.workdir): run for run in teachers}
+  own = {run.seed: own.get(run.config.teacher.checkpoint) for run in students}
+  for row in rows:
+    for seed in _seeds(folder, row.name):
+      workdir = row_workdir(folder, row.name, seed)
+      if (row.name, seed) in planned or read_results(workdir) is None:
+        continue
+      config = read_fields(workdir)
+      _add_shared(shared, row, seed, config, {})
+      known = Path(config["teacher.checkpoint"])
+      # Of a given teacher, which may be a copy, and of a folder that was moved, the digests tell afterwards.
+      if (run := own.get(seed)) and (
+          known.name != run.workdir.name
+          or (known.resolve() != run.workdir.resolve() and not teacher_is_finished(run))
+      ):
+        raise ValueError(
+            f"{workdir} was trained from {known}, and other runs of seed {seed} would be from {run.workdir}: give"
+            " --teachers or --config.teacher.checkpoint as then, or another --folder"
+        )
+  for run in students:
+    _add_shared(shared, run.row, run.seed, flat_fields(run.config), {})
+  _check_shared(folder, shared)
 
 
 def has_runs(folder, rows=ROWS):
@@ -94,8 +133,11 @@ def _add_shared(shared, row, seed, config, inputs):
     digests.setdefault(inputs["teacher_sha256"][:8], f"{row.name} seed {seed}")
 
 
-def _differing(values):
-  return ", ".join(f"{value} ({example})" for value, example in values.items())
+def _check_shared(folder, shared):
+  for (name, _), values in shared.items():
+    if len(values) > 1:
+      differing = ", ".join(f"{value} ({example})" for value, example in values.items())
+      raise ValueError(f"the runs in {folder} differ in {name}: {differing}; give another --folder")
 
 
 def summarize(records, rows=ROWS):

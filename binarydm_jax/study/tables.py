@@ -32,12 +32,7 @@ def write(folder, added=()):
     ValueError: see `results.collect` and `merging`.
   """
   folder = Path(folder)
-  studies = {str(path): merging.read(Path(path)) for path in added}
-  if not studies or results_lib.has_runs(folder):
-    records, found, teachers, fields = results_lib.collect(folder)
-    about = describe(records, found, results_lib.read_attempts(folder), teachers, fields)
-    studies = {str(folder): (about, records), **studies}
-  about, records = merging.merge(studies)
+  about, records = read_all(folder, added)
   summaries = results_lib.summarize(records)
   folder.mkdir(parents=True, exist_ok=True)
   write_atomically(folder / "results.csv", to_csv(records).encode())
@@ -46,6 +41,16 @@ def write(folder, added=()):
   pictures = [path.relative_to(folder) for path in figures.write(folder, summaries)]
   write_atomically(folder / "table.md", to_markdown(summaries, about, pictures).encode())
   return summaries, folder / "table.md"
+
+
+def read_all(folder, added=()):
+  """(about, records) of the finished runs in `folder` and of `added`, as one study. Arguments and errors: `write`."""
+  studies = {str(path): merging.read(Path(path)) for path in added}
+  if not studies or results_lib.has_runs(folder):
+    records, found, teachers, fields = results_lib.collect(folder)
+    about = describe(records, found, results_lib.read_attempts(folder), teachers, fields)
+    studies = {str(folder): (about, records), **studies}
+  return merging.merge(studies)
 
 
 def to_csv(records):

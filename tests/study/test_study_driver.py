@@ -50,9 +50,11 @@ class Study:
     rows = driver.select(names)
     return plan.make_runs("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds)[1]
 
-  def run(self, rows="baseline,lmb", seeds=(1, 2), jobs=1):
-    return driver.run_study("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds, teacher_each=False,
-                            jobs=jobs, environment=dict(os.environ), command="python -m study")  # fmt: skip
+  def run(self, rows="baseline,lmb", seeds=(1, 2), jobs=1, teacher_each=False, added=(), **overrides):
+    overrides = {name.replace("__", "."): value for name, value in overrides.items()}
+    return driver.run_study(
+        "tests/tiny.py", tiny.get_config(**overrides), overrides, self.folder, rows, seeds, teacher_each=teacher_each,
+        jobs=jobs, environment=dict(os.environ), command="python -m study", added=added)  # fmt: skip
 
   def attempts(self):
     lines = (self.folder / "study.jsonl").read_text().splitlines()
@@ -124,14 +126,71 @@ def test_one_teacher_has_all_cpus(study, monkeypatch):
 
 
 def test_no_teacher_no_students(study, capfd):
-  """Its failure ends the study with the log named."""
-  study.source.joinpath("teacher seed 0", "teacher", "6").rmdir()
-  study.source.joinpath("teacher seed 0", "teacher").rmdir()
-  study.source.joinpath("teacher seed 0").rmdir()
-  assert study.run() == 1
+  """A teacher that fails is named with its log, and each student that needed it; those of another are trained."""
+  (study.source / "teacher seed 0").rename(study.source / "teacher seed 2")
+  study.succeed("baseline", 2, 30.0)
+  assert study.run("baseline", teacher_each=True) == 1
   said, errors = capfd.readouterr()
-  assert said.startswith("teacher seed 0: FAILED") and "error: without its teacher" in errors
-  assert study.attempts() == [("teacher seed 0", 1)]
+  assert said.startswith("teacher seed 1: FAILED") and "baseline seed 1: not trained: it has no teacher" in said
+  assert "baseline seed 2: Frechet distance 30.0" in said
+  assert "failed: teacher seed 1\nfailed: baseline seed 1\n" in errors
+  assert study.attempts() == [("teacher seed 1", 1), ("teacher seed 2", 0), ("baseline seed 2", 0)]
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(teacher_each=True), r"baseline/seed_1 was trained from .*/teacher, and other runs of seed 1 would be from"
+                              r" .*/teacher_1: give --teachers"),
+    (dict(sample__steps=9), r"differ in sample.steps: 4 \(baseline seed 1\), 9 \(lmb seed 1\); give another --folder"),
+    (dict(student__steps=9), r"differ in student.steps: 6 \(baseline seed 1\), 9 \(lmb seed 1\)"),
+])
+def test_runs_that_no_table_could_hold(study, changes, words):
+  """Beside what the folder has: said before a teacher or a student is trained."""
+  study.succeed("baseline", 1, 30.0)
+  assert study.run("baseline", (1,)) == 0
+  with pytest.raises(ValueError, match=words):
+    study.run("lmb", (1,), **changes)
+  assert len(study.attempts()) == 2
+
+
+def test_another_teacher_would_be_trained(study):
+  """The folder's teacher was given by its path, which is forgotten now; a folder that was moved with it is taken."""
+  study.succeed("baseline", 1, 30.0)
+  assert study.run("baseline", (1,)) == 0
+  study.succeed("lmb", 1, 20.0)
+  moved = study.folder.rename(study.folder.with_name("moved"))
+  study.folder = moved
+  assert study.run("lmb", (1,)) == 0
+  (moved / "teacher" / "teacher" / "6").rmdir()
+  with pytest.raises(ValueError, match="baseline/seed_1 was trained from .*/study/teacher, and other runs of seed 1"):
+    study.run("ebb", (1,))
+
+
+def test_added_results_that_do_not_fit(study, tmp_path):
+  """They are compared with what the folder has before anything is run."""
+  study.succeed("baseline", 1, 30.0)
+  assert study.run("baseline", (1,)) == 0
+  content = json.loads((study.folder / "results.json").read_text())
+  content["about"]["training_steps"] = [99]
+  (tmp_path / "other.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="differ in training_steps"):
+    study.run("lmb", (1,), added=[tmp_path / "other.json"])
+  assert len(study.attempts()) == 2
+
+
+def test_fields_that_rows_set_themselves(study, capfd):
+  """A field of the command line that a row overrules is named with the row."""
+  study.succeed("baseline", 1, 30.0)
+  study.run("baseline,ebb_fade", (1,), quant__fade=0.1)
+  assert "--config.quant.fade=0.1 is not for ebb_fade, which set it themselves" in capfd.readouterr()[0]
+
+
+def test_the_mesh_is_the_runs_own(study, monkeypatch):
+  """This process has one CPU, the runs may have eight devices: each checks its own."""
+  meshes = []
+  monkeypatch.setattr(driver, "build", lambda config, with_data: meshes.append(config.mesh.to_dict()))
+  study.succeed("baseline", 1, 30.0)
+  study.run("baseline", (1,), mesh__fsdp=8)
+  assert [(mesh["data"], mesh["fsdp"]) for mesh in meshes] == [(0, 1)] * 2
 
 
 def test_a_process_without_results_has_failed(study, capfd):
