@@ -63,14 +63,16 @@ def compare(results):
   # A file of before does not say its settings: it stands with the method's others, if those are of one kind.
   kinds = {}
   for result in results:
-    kinds.setdefault(result["method"], set()).add(result.get("settings_sha256"))
+    kinds.setdefault(result["method"], set()).add(_kind(result))
   for result in results:
     for model in result["models"]:
       name = "teacher" if model["name"] == "teacher" else result["method"]
       # One row for runs that differ in their seeds alone.
-      known = kinds[result["method"]] - {None}
-      settings = None if name == "teacher" or len(known) < 2 else result.get("settings_sha256")
-      groups.setdefault((name != "teacher", name, model["bits"], settings), []).append(model)
+      known = {kind for kind in kinds[result["method"]] if kind[0]}
+      kind = None if name == "teacher" or len(known) < 2 else _kind(result)
+      if kind and len({step for _, step in known}) > 1:
+        name = f"{name}, step {kind[1]}"
+      groups.setdefault((model["name"] != "teacher", name, model["bits"], kind), []).append(model)
   rows = []
   for (_, name, bits, _), models in sorted(groups.items(), key=lambda item: item[0][0]):
     # The same teacher evaluated again gives the same figures: it counts once.
@@ -85,6 +87,12 @@ def compare(results):
         format_bytes(unique[0]["size_bytes"]),
     ))
   return rows
+
+
+def _kind(result):
+  """What runs of one row have in common: the SHA-256 of the settings, and the step, which of an unfinished student that
+  was exported all the same is an earlier one."""
+  return result.get("settings_sha256"), (result.get("packed") or {}).get("step")
 
 
 def read_results(folder):

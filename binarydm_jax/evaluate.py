@@ -85,6 +85,7 @@ def evaluate(problem, workdir, path, costs, table, step):
   feature_network = load_features(config.evaluation)
   reference = get_reference(problem, workdir, feature_network) if feature_network else None
   test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
+  limited = len(test_inputs) < len(problem.test_data)
   if first_stage := feed.get_first_stage(problem, workdir):
     moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
     test_inputs = np.asarray(first_stage.latents(moments, None))
@@ -151,7 +152,7 @@ def evaluate(problem, workdir, path, costs, table, step):
       ),
       heldout=dict(
           images=len(test_inputs), timesteps_per_image=config.evaluation.timesteps_per_image,
-          target=config.diffusion.target,
+          target=config.diffusion.target, **({"of": len(problem.test_data)} if limited else {}),
       ),
       environment=environment(),
       config_sha256=config_digest(config),

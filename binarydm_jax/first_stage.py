@@ -105,6 +105,7 @@ def checkpoint_of(config):
     ValueError: the config names none, or it does not exist.
   """
   path, teacher = config.first_stage.checkpoint, config.teacher.checkpoint
+  field = "first_stage.checkpoint" if path else "teacher.checkpoint"
   if not path and teacher and is_run(teacher):
     theirs = read_config(teacher)
     path = theirs.get("first_stage", {}).get("checkpoint") or theirs["teacher"]["checkpoint"]
@@ -112,7 +113,7 @@ def checkpoint_of(config):
   if not path:
     raise ValueError("first_stage.checkpoint is empty: give the first stage's file, or that of the whole model")
   if not Path(path).expanduser().exists():
-    raise ValueError(f"first_stage.checkpoint {path!r} does not exist: give the first stage's file")
+    raise ValueError(f"{field} {path!r} does not exist: give the file of the first stage's weights")
   return path
 
 

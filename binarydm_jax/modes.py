@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from binarydm_jax import evaluate, preemption, run_lock, summary
@@ -84,12 +85,14 @@ def _encode(problem, workdir):
       process_count=jax.process_count(),
   )
   remaining = writer.remaining()
-  total = sum(map(len, remaining))
+  total, replaced = sum(map(len, remaining)), 0
   with tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
     for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
         for start in range(examples.start, examples.stop, fields.batch_size):
-          rows = [data[i] for i in range(start, min(start + fields.batch_size, examples.stop))]
+          found = [data.read_or_replace(i) for i in range(start, min(start + fields.batch_size, examples.stop))]
+          rows = [row for row, _ in found]
+          replaced += sum(other for _, other in found)
           images = np.stack([row["image"] for row in rows])
           moments = first_stage.moments(images, fields.batch_size)
           mirror = first_stage.moments(images[:, :, ::-1], fields.batch_size) if mirrored else None
@@ -98,7 +101,9 @@ def _encode(problem, workdir):
   wait_for_all("latents")
   writer.finish()  # by the first process
   wait_for_all("latents' descriptor")
-  _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images")
+  replaced = int(multihost_utils.process_allgather(np.int32(replaced)).sum())
+  others = f", {replaced} of them now written in place of one that could not be read" if replaced else ""
+  _say(f"{fields.cache}: latents of {len(open_latents(fields.cache))} images{others}")
 
 
 # --- cost and export --------------------------------------------------------------------------------------------------

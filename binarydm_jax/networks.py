@@ -22,6 +22,7 @@ from binarydm_jax.mesh import make_mesh, put_replicated, wait_for_all
 from binarydm_jax.models import Autoencoder
 from binarydm_jax.training import feed, stages
 from binarydm_jax.training.problem import compute_dtype
+from binarydm_jax.training.validation import check_clipping
 from binarydm_jax.workdir import digest, is_run, lock_inputs, read_config
 
 
@@ -130,6 +131,7 @@ def packed_network(path, config, workdir, backend="float"):
   file = load(path, backend)
   first_stage = None
   if file.first_stage:
+    check_clipping(config.sample)
     fields = dict(file.first_stage)
     known = {name: fields.pop(name) for name in ("scale_factor", "sha256")}
     first_stage = open_first_stage(config, Autoencoder(**fields), workdir, None, known)

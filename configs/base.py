@@ -207,8 +207,8 @@ def get_config():
           classifier="",  # file of binarydm_jax.evaluation.train_classifier, for feature_network="classifier"
           inception_weights="",  # path of pt_inception-2015-12-05-6726825d.pth; nothing is downloaded
           reference="",  # an ADM reference .npz; empty: measured on the training images, kept in the workdir
-          reference_images=50_000,  # training images measured for it at most; 0: all
-          heldout_images=2048,  # at most so many are used for the held-out loss
+          reference_images=50_000,  # training images measured for it at most, evenly spread; 0: all
+          heldout_images=2048,  # at most so many, evenly spread, are used for the held-out loss
           timesteps_per_image=8,  # of the held-out loss
           batch_size=256,
       )

@@ -40,6 +40,7 @@ FIELDS = {
   "first_stage.scale_factor": 0.0,
   "first_stage.batch_size": 150,
   "sample.guidance": 2.0,
+  "sample.clip": False,
   "sample.steps": 2,
   "evaluation.feature_network": "none",
   "evaluation.num_samples": 6,

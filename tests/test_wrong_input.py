@@ -62,6 +62,18 @@ CASES = {
   "null class without labels": ({"model.null_class": True}, r"model.null_class is True, and model.class_conditional"),
   "guidance": ({"sample.guidance": 2.0}, r"sample.guidance is 2.0; it needs model.null_class"),
   "label dropout": ({"student.label_dropout": 0.1}, r"student.label_dropout needs model.null_class"),
+  "clipped latents": (
+    {"first_stage.kind": "kl", "first_stage.channel_mult": (1,)}, r"sample.clip is True: .* set it to False"
+  ),
+  "threshold of latents": (
+    {"first_stage.kind": "kl", "first_stage.channel_mult": (1,), "sample.clip": False, "sample.dynamic_threshold": 0.9},
+    r"sample.dynamic_threshold is 0.9: .* set it to 0.0"
+  ),
+  "no first stage at the teacher's path": (
+    {"first_stage.kind": "kl", "first_stage.channel_mult": (1,), "sample.clip": False,
+     "teacher.checkpoint": "nowhere.ckpt"}, r"teacher.checkpoint 'nowhere.ckpt' does not exist"
+  ),
+  "one step that begins at the end": ({"sample.steps": 1}, r"sample.steps 1 in 'ldm' spacing begins at timestep 1 of"),
   "first stage": ({"first_stage.kind": "ae"}, r"first_stage.kind 'ae' is not one of none, vq, kl"),
   "first stage without kind": ({"first_stage.cache": "x"}, r"first_stage.kind is 'none', so its checkpoint and cache"),
   "size for the first stage": (

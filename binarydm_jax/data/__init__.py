@@ -7,7 +7,9 @@ TensorFlow, nor the rest of the package but `files`."""
 from binarydm_jax.data.images import DataError
 from binarydm_jax.data.latent_writer import LatentWriter
 from binarydm_jax.data.latents import Latents, open_latents
-from binarydm_jax.data.pipeline import batches, read_all
+from binarydm_jax.data.pipeline import batches, read_all, spread
 from binarydm_jax.data.sources import Source, open_source
 
-__all__ = ["DataError", "LatentWriter", "Latents", "Source", "batches", "open_latents", "open_source", "read_all"]
+__all__ = [
+  "DataError", "LatentWriter", "Latents", "Source", "batches", "open_latents", "open_source", "read_all", "spread",
+]  # fmt: skip

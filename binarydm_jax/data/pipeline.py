@@ -150,8 +150,13 @@ def _read(source: Examples, i: int, mirror: bool = False) -> dict[str, np.ndarra
   return {**example, _SKIPPED: np.int32(replaced)}
 
 
+def spread(length: int, count: int) -> np.ndarray:
+  """`count` <= length row numbers in rising order, evenly spread: a source may be in the order of its classes."""
+  return np.arange(count) * length // max(count, 1)
+
+
 def read_all(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-  """The first `limit` examples (all if None) in order: images uint8 [n, H, W, C], labels int32 [n]."""
+  """`limit` examples, evenly spread over the source, or all, in order: images uint8 [n, H, W, C], labels int32 [n]."""
   count = len(source) if limit is None else min(limit, len(source))
   if count < 1:
     raise DataError(f"limit is {limit} and {source.name} has {len(source)} examples; at least one must be read")
@@ -159,7 +164,7 @@ def read_all(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.n
   images = np.empty((count, *first["image"].shape), np.uint8)
   labels = np.empty(count, np.int32)
   images[0], labels[0] = first["image"], first["label"]
-  for i in range(1, count):
-    example = source[i]
+  for i, row in enumerate(spread(len(source), count)[1:], 1):
+    example = source[int(row)]
     images[i], labels[i] = example["image"], example["label"]
   return images, labels

@@ -11,6 +11,8 @@ from binarydm_jax.quant.step_size import lsq
 
 # Fewer queries times keys are left to one batched product.
 BY_HEAD_FROM = 2**14
+# Of a head, in the native kernel (kernels/src/attention.cc): sums of products of 8-bit codes stay inside 32 bits.
+MOST_KEYS, MOST_CHANNELS = 2**15, 2**12
 
 
 def _quantize(x, steps, name, bits):
@@ -50,8 +52,8 @@ def run(q, k, v, qk, av, qk_bits, av_bits):
 
 
 def run_native(q, k, v, qk, av, qk_bits, av_bits):
-  """`run` by the native kernel, where both products are of codes."""
-  if max(qk_bits, av_bits) > 8:
+  """`run` by the native kernel, where both products are of codes, and not too many."""
+  if max(qk_bits, av_bits) > 8 or k.shape[1] > MOST_KEYS or q.shape[-1] > MOST_CHANNELS:
     return run(q, k, v, qk, av, qk_bits, av_bits)
   operands = [(part, name, bits) for part, bits in ((qk, qk_bits), (av, av_bits)) for name in ("step_a", "step_b")]
   steps = jnp.stack([part[name] for part, name, _ in operands])

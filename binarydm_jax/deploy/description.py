@@ -23,7 +23,7 @@ MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(UNet) if f.name not in _
 RULE_FIELDS = ("weights", "weight_bits", "act_bits")
 MORE_RULE_FIELDS = {f.name: f.default for f in dataclasses.fields(LayerRule) if f.name not in RULE_FIELDS}
 # Beyond any network; they keep a hostile file from asking for more than its own size.
-MOST_CHANNELS, MOST_PIXELS, MOST_LEVELS, MOST_TIMESTEPS = 2**16, 2**14, 16, 100_000
+MOST_CHANNELS, MOST_PIXELS, MOST_LEVELS, MOST_TIMESTEPS, MOST_BLOCKS = 2**16, 2**14, 16, 100_000, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,8 @@ def _first_stage(fields, input_shape):
   read = {}
   for name, default in known.items():
     if type(default) is int:
-      read[name] = _integer(fields[name], 1, 2**24, f"first_stage.{name}")
+      most = MOST_BLOCKS if name == "num_res_blocks" else 2**24  # each is traced
+      read[name] = _integer(fields[name], 1, most, f"first_stage.{name}")
     elif isinstance(default, tuple):
       read[name] = _integers(fields[name], 1, MOST_CHANNELS, f"first_stage.{name}", most=MOST_LEVELS)
     elif not isinstance(fields[name], str) or fields[name] not in KINDS:

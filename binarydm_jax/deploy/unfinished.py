@@ -33,7 +33,7 @@ def unfinished(table, variables, gates, block_names, layers):
          if layer.block in waiting or (layer.kind == "matmul" and not gates.attention)}
   deployed = {path: LayerRule() if path in off else rule for path, rule in deployed.items()}
   learned = {}
-  for name, value in flax.traverse_util.flatten_dict(variables["quant"], sep="/").items():
+  for name, value in flax.traverse_util.flatten_dict(variables.get("quant", {}), sep="/").items():
     path, _, leaf = name.rpartition("/")
     if path not in off:
       learned[name] = value * gates.second if leaf == "scale2" and table[path].weights == "evolving" else value

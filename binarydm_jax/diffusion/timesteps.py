@@ -53,10 +53,11 @@ def sampling_timesteps(schedule, steps, spacing="ldm"):
   timesteps = timesteps.astype(np.int32)
   # Where c = T // steps leaves much out, the chain begins far below T, and takes noise for what still holds an image.
   held = np.sqrt(abar[timesteps[-1]]) - np.sqrt(abar[-1])
-  if spacing in ("ldm", "leading") and total - timesteps[-1] > 2 * (total // steps) and held > MOST_HELD:
+  skipped = steps == 1 or total - timesteps[-1] > 2 * (total // steps)
+  if spacing in ("ldm", "leading") and skipped and held > MOST_HELD:
     raise ValueError(
         f"sample.steps {steps} in {spacing!r} spacing begins at timestep {timesteps[-1]} of {total}, where noise still"
-        f" holds {held:.0%} of the image: take a number that divides {total}, or sample.spacing='trailing'"
+        f" holds {held:.0%} of the image: take a larger number that divides {total}, or sample.spacing='trailing'"
     )
   ends = np.concatenate([[abar[0] if spacing in ("ldm", "logsnr") else 1.0], abar[timesteps[:-1]]])
   return timesteps[::-1].copy(), ends[::-1].copy()
@@ -70,9 +71,9 @@ def solver_timesteps(schedule, steps, spacing, name):
   Raises:
     ValueError: also where there is only one step, or timesteps are repeated.
   """
+  if steps == 1:
+    raise ValueError(f"sample.steps is 1; {name} needs at least 2 (one step is ddim's)")
   timesteps, ends = sampling_timesteps(schedule, steps, spacing)
-  if steps < 2:
-    raise ValueError(f"sample.steps is {steps}; {name} needs at least 2 (one step is ddim's)")
   if np.any(ends <= schedule.alphas_cumprod[timesteps]):
     raise ValueError(
         f"sample.steps {steps} repeats timesteps in {spacing!r} spacing, which {name} cannot use; take fewer steps or"

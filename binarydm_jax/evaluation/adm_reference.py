@@ -93,7 +93,7 @@ def _keys(path):
   try:
     with zipfile.ZipFile(path) as archive:
       return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-  except (OSError, zipfile.BadZipFile):
+  except Exception:  # zipfile raises NotImplementedError for a damaged version
     raise InvalidReference(f"{path} is not an npz file; give a published reference such as VIRTUAL_*.npz") from None
 
 

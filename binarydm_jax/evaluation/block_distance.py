@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binarydm_jax.compilation import jit_once
+from binarydm_jax.data import spread
 from binarydm_jax.diffusion import q_sample
 from binarydm_jax.evaluation.heldout import fixed_noise, network_inputs
 
@@ -20,7 +21,8 @@ def block_distance(teacher, student, images, labels, schedule, timesteps, batch_
 
   Args:
     teacher, student: (model, variables, gates) each; the models return (prediction, features).
-    images: uint8 [m, h, w, c], or latents float32 [m, h, w, c]; the first MOST_IMAGES are used. labels: int32 [m].
+    images: uint8 [m, h, w, c], or latents float32 [m, h, w, c]; at most MOST_IMAGES of them, evenly spread, are used.
+    labels: int32 [m].
     schedule: of the diffusion.
     timesteps: int [k], at each of which every image is used once, with noise of its own that is the same in every run.
     batch_size: small, since the features of both networks are in memory.
@@ -28,7 +30,8 @@ def block_distance(teacher, student, images, labels, schedule, timesteps, batch_
     (distance, norm), float64 [blocks] each: means over the m k draws of ||student - teacher|| and of ||teacher||, the
     L2 norm being over all positions and channels of a block's output.
   """
-  images, labels = images[:MOST_IMAGES], labels[:MOST_IMAGES]
+  rows = spread(len(images), min(len(images), MOST_IMAGES))
+  images, labels = images[rows], labels[rows]
   count = len(images) * len(timesteps)
   batch_size = min(batch_size, count)
 

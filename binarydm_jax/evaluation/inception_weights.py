@@ -54,7 +54,7 @@ def read(path):
   if path.suffix == ".safetensors":
     try:
       content = load_safetensors(path.read_bytes())
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
       raise CheckpointError(f"{path} is not a readable checkpoint ({error})") from None
   else:
     content = read_torch(path)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from binarydm_jax.data import spread
 from binarydm_jax.evaluation.metrics import Moments, check_count, frechet_distance
 from binarydm_jax.evaluation.streaming_moments import MomentsAccumulator
 from binarydm_jax.files import write_atomically
@@ -50,18 +51,18 @@ class Reference:
 
 
 def image_batches(source, count: int, batch_size: int, num_threads: int = 2) -> Iterator[np.ndarray]:
-  """Images 0 .. count - 1 of a data source (`source[i]["image"]`) as uint8 [n, h, w, c], n <= batch_size."""
+  """`count` images of a data source (`source[i]["image"]`), evenly spread, as uint8 [n, h, w, c], n <= batch_size."""
+  rows = spread(len(source), count)
   with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
     for start in range(0, count, batch_size):
-      indices = range(start, min(start + batch_size, count))
-      yield np.stack(list(pool.map(lambda i: source[i]["image"], indices)))
+      yield np.stack(list(pool.map(lambda i: source[int(i)]["image"], rows[start : start + batch_size])))
 
 
 def protocol_of(network, source, count: int | None = None, keep: int = KEPT) -> dict[str, Any]:
   """The protocol of `compute` with these arguments. Reads a few images, for a digest of what the source gives."""
   count = len(source) if count is None else min(count, len(source))
   digest = hashlib.sha256()
-  for i in _spread(count, min(_DIGESTED, count)):
+  for i in spread(len(source), count)[spread(count, min(_DIGESTED, count))]:
     digest.update(np.ascontiguousarray(source[int(i)]["image"]).tobytes())
   return dict(
     version=VERSION,
@@ -76,7 +77,7 @@ def protocol_of(network, source, count: int | None = None, keep: int = KEPT) -> 
 
 
 def compute(network, source, count=None, keep=KEPT, batch_size=64, num_threads=2, progress=None) -> Reference:
-  """Measures the first `count` images (all if None) of a data source, read in batches.
+  """Measures `count` images of a data source, evenly spread over it (all if None), read in batches.
 
   Args:
     network: a FeatureNetwork.
@@ -103,7 +104,7 @@ def measure(network, batches, protocol, batch_size=64, given=None, progress=None
     check_count(count, network.dim)
     check_count(count, network.spatial_dim or 0)
   parts, spatial = (MomentsAccumulator(), MomentsAccumulator()), MomentsAccumulator()
-  rows, kept, start = _spread(count, protocol["kept"]), [], 0
+  rows, kept, start = spread(count, protocol["kept"]), [], 0
   for images in batches:
     outputs = network.outputs(images, batch_size)
     if given is None:
@@ -124,11 +125,6 @@ def measure(network, batches, protocol, batch_size=64, given=None, progress=None
     halves = frechet_distance(*(part.result() for part in parts))
   parts[0].merge(parts[1])
   return Reference(protocol, parts[0].result(), spatial.result() if spatial.count else None, features, halves)
-
-
-def _spread(count, most):
-  """`most` <= count row numbers, evenly spread: the source may be in the order of its classes."""
-  return np.arange(most) * count // max(most, 1)
 
 
 def save(path, reference: Reference):

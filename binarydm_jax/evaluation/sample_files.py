@@ -47,6 +47,10 @@ class SampleWriter:
     self._is_first = process_index == 0
     if not self._is_first:
       return
+    # A machine that lost power may have kept a name alone.
+    for path in (self.path, *self._parts.glob("*.npz")):
+      if path.exists() and not zipfile.is_zipfile(path):
+        path.unlink()
     protocol = json.loads(json.dumps({**protocol, "count": count}))
     if self._read_record().get("protocol") != protocol:
       # The record goes first: without it nothing of the rest is taken for samples of some protocol.
@@ -56,9 +60,6 @@ class SampleWriter:
       self._write_record(protocol=protocol)
     elif self.path.exists():
       shutil.rmtree(self._parts, ignore_errors=True)
-    for part in self._parts.glob("*.npz"):
-      if not zipfile.is_zipfile(part):  # a machine that lost power may have kept the name alone
-        part.unlink()
 
   def remaining(self, batch_size):
     """[(first, size)] of the batches that this process has to draw, of at most batch_size samples; [] if finished."""

@@ -121,7 +121,7 @@ class UNet(nn.Module):
       rows = self.num_classes + self.null_class
       label = nn.Embed(rows, self.context_dim or width, name="label_embed")(labels)
       if self.context_dim:
-        context = label[:, None]
+        context = label[:, None].astype(embedding.dtype)  # a packed file may hold it in bfloat16
       else:
         embedding = embedding + label
     if self.context_dim and context is None:
@@ -145,7 +145,9 @@ class UNet(nn.Module):
     common = dict(norm_groups=self.norm_groups, layout=self.layout, rules=self.rules, dtype=self.dtype)
     # No array at all where no layer asks for it: the graph of a student without such rules stays as it is.
     told = timesteps if needs_timesteps(self.rules) else None
-    always = None if told is None else LayerGate(timesteps=told)
+    # Layers outside the blocks never wait; a second basis of theirs goes with all others.
+    second = None if gates is None else gates.second
+    always = None if told is None and second is None else LayerGate(second=second, timesteps=told)
     embedding, context = self._embed(timesteps, labels, context, always)
     block_class = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
 

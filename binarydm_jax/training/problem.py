@@ -15,6 +15,7 @@ from binarydm_jax.models.unet import EDGES
 from binarydm_jax.training import sharding
 from binarydm_jax.training.methods import Method, resolve_method
 from binarydm_jax.training.validation import (
+  check_clipping,
   check_config,
   check_features,
   check_first_stage,
@@ -231,12 +232,14 @@ def build(config, with_data=True, trains=("teacher", "student")):
   schedule = make_schedule(
       config.diffusion.schedule, config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
   )
-  check_sampling(config.sample, schedule)
+  check_sampling(config.sample, schedule, config.model)
   check_first_stage(config.first_stage, data)
   first_stage = build_first_stage(config.first_stage, data.channels)
   image_shape = (data.image_size, data.image_size, data.channels)
   shape = input_shape(image_shape, first_stage)
   check_model(config.model, shape[0], "data.image_size" if first_stage is None else "the size of the latents")
+  if first_stage is not None:
+    check_clipping(config.sample)
   if with_data and first_stage is not None:
     checkpoint_of(config)
   train_data = test_data = None

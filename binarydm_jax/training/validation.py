@@ -167,17 +167,25 @@ def check_conditioning(config):
       raise ValueError(f"model.{name} is {model[name]}, and model.class_conditional is False: set it to True")
   if model.transformer_depth != 1 and not model.context_dim:
     raise ValueError(f"model.transformer_depth is {model.transformer_depth}; without model.context_dim it must be 1")
-  if model.null_class:
-    return
-  if config.sample.guidance != 1:
-    raise ValueError(f"sample.guidance is {config.sample.guidance}; it needs model.null_class, else set it to 1")
   for stage in ("teacher", "student"):
-    if config[stage].label_dropout:
+    if config[stage].label_dropout and not model.null_class:
       raise ValueError(f"{stage}.label_dropout needs model.null_class: set it to True, or the dropout to 0")
 
 
-def check_sampling(sample, schedule):
-  """A number of sampling steps that the schedule does not have, or the sampler cannot use."""
+def check_clipping(sample):
+  """Of latents: what is meant for images."""
+  for name in ("clip", "dynamic_threshold"):
+    if sample[name]:
+      raise ValueError(
+          f"sample.{name} is {sample[name]}: it keeps images in [-1, 1], and latents go beyond; set it to"
+          f" {type(sample[name])()}"
+      )
+
+
+def check_sampling(sample, schedule, model):
+  """Guidance without a null class, a number of steps that the schedule does not have, or the sampler cannot use."""
+  if sample.guidance != 1 and not model.null_class:
+    raise ValueError(f"sample.guidance is {sample.guidance}; it needs model.null_class, else set it to 1")
   if sample.sampler in ("ddim", "ddpm"):
     if sample.steps:
       sampling_timesteps(schedule, sample.steps, sample.spacing)

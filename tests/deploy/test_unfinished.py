@@ -45,3 +45,35 @@ def test_nothing_changes_over_time():
   """Without gates: the rules and variables of the finished student."""
   table, variables = {"a": quant.LayerRule("evolving")}, {"params": {}, "quant": {}}
   assert unfinished(table, variables, None, (), []) == (deployed_table(table), variables, ())
+
+
+def test_nothing_is_quantized():
+  """Gates of a method whose weights and activations are float: there are no scales at all."""
+  gates = quant.Gates(jnp.ones(1), jnp.float32(1), jnp.float32(1))
+  rules, variables, waiting = unfinished({"a": quant.LayerRule()}, {"params": {}}, gates, ("a",), [])
+  assert rules == {"a": quant.LayerRule()} and not variables["quant"] and waiting == ()
+
+
+def test_evolving_bases_outside_the_blocks():
+  """In the time embedding and the last convolution, too, a second basis is scaled by the gates, down to nothing."""
+  teacher = unet()
+  x, t = jax.random.normal(jax.random.key(0), (2, *SHAPE)), jnp.array([3, 150])
+  evolving = "time_embed_0", "time_embed_1", "out_conv"
+  paths = [layer.path for layer in quant.inspect_layers(teacher, x, t)]
+  assert set(evolving) <= set(paths)
+  student = teacher.clone(rules={path: quant.LayerRule("evolving" if path in evolving else "float")
+                                 for path in paths})  # fmt: skip
+  params = jax.tree.map(lambda leaf: 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+                        teacher.init(jax.random.key(0), x, t)["params"])
+  scales = quant.calibrate(student, params, x, t)
+
+  def predict(second, factor):
+    gates = quant.Gates(jnp.ones(len(teacher.block_names)), jnp.float32(1), jnp.float32(second))
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: factor * leaf if path[-1].key == "scale2" else leaf, scales
+    )
+    return student.apply({"params": params, "quant": changed}, x, t, gates=gates)[0]
+
+  for second in (0.0, 0.25):
+    np.testing.assert_allclose(predict(second, 1.0), predict(1.0, second), atol=1e-5)
+  assert float(jnp.abs(predict(0.0, 1.0) - predict(1.0, 1.0)).max()) > 1e-2

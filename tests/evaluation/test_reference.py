@@ -86,7 +86,11 @@ def test_batches_do_not_matter(measured, batch_size):
 
 
 def test_part_of_the_data_and_nothing_kept():
-  part = reference.compute(Means(), Source(), count=20, keep=0)
+  """The part is spread over the source, which may be in the order of its classes."""
+  part = reference.compute(Means(), Source(), count=20, keep=0, batch_size=8)
+  rows = [i * 50 // 20 for i in range(20)]
+  np.testing.assert_allclose(part.moments.mean, Means().outputs(Source().images[rows], 50).features.mean(0), rtol=1e-6)
+  assert part.protocol["images_sha256"] != reference.protocol_of(Means(), Source(), count=21)["images_sha256"]
   assert part.features is None and part.moments.count == part.protocol["count"] == 20 and part.protocol["kept"] == 0
   assert reference.compute(Means(), Source(), count=500, keep=500).features.shape == (50, 3)
   assert reference.compute(Means(), Source(), count=5).halves is None

@@ -60,7 +60,7 @@ def require(path):
 
 def threads():
   """BINARYDM_THREADS, or 0: all threads of XLA's pool. Raises ValueError."""
-  text = os.environ.get("BINARYDM_THREADS", "0")
+  text = os.environ.get("BINARYDM_THREADS") or "0"
   if not text.isdecimal():
     raise ValueError(f"BINARYDM_THREADS={text} is not a number of threads")
   return int(text)
