@@ -66,6 +66,14 @@ def test_other_settings_are_no_seeds():
   assert [row[1] for row in compare.compare([*results[:2], run()])[1:]] == ["3"]
 
 
+def test_an_unfinished_student_is_no_seed():
+  """One that was exported before its last step stands in a row of its own, which says so."""
+  results = [dict(run(fid=fid), settings_sha256="a", packed=dict(step=step)) for fid, step in ((1, 9), (2, 9), (4, 5))]
+  rows = compare.compare(results)[1:]
+  assert [row[:2] for row in rows] == [("binarydm, step 9", "2"), ("binarydm, step 5", "1")]
+  assert [row[:2] for row in compare.compare(results[:2])[1:]] == [("binarydm", "2")]
+
+
 @pytest.mark.parametrize("name, a, b", [
     ("reference", dict(fid=1.0, count=100), dict(fid=1.0, count=None)), ("heldout", dict(images=9), dict(images=8)),
 ])

@@ -213,7 +213,15 @@ def test_sampling_without_data(run, tmp_path):
   config.sample.model = str(workdir / "model.safetensors")
   main.run(config, tmp_path, "sample")
   assert np.load(tmp_path / "samples" / "packed.npz")["arr_0"].shape == (6, 8, 8, 1)
-  config.teacher.checkpoint = ""
+  config.sample.clip = True
+  with pytest.raises(ValueError, match="sample.clip is True: .* latents go beyond"):
+    main.run(config, tmp_path, "sample")
+  config.sample.clip, config.teacher.checkpoint = False, ""
+  with pytest.raises(ValueError, match="first_stage.checkpoint is empty"):
+    main.run(config, tmp_path, "sample")
+  # What the file's network can do is asked of it, not of the config.
+  config.model.update(dict(class_conditional=False, null_class=False, context_dim=0))
+  config.student.label_dropout = 0.0
   with pytest.raises(ValueError, match="first_stage.checkpoint is empty"):
     main.run(config, tmp_path, "sample")
 

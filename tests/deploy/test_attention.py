@@ -95,6 +95,16 @@ def test_native_shapes(shape):
 
 
 @needs_native
+def test_more_keys_than_the_kernel_takes(monkeypatch):
+  """XLA's then, as for widths that the kernel does not have."""
+  monkeypatch.setattr(attention, "MOST_KEYS", 3)
+  monkeypatch.setattr(attention.kernels, "attend", None)
+  x = jax.random.normal(jax.random.key(0), (1, 4, 1, 8))
+  products = [{"step_a": jnp.float32(0.2), "step_b": jnp.float32(0.3)}] * 2
+  np.testing.assert_array_equal(*(run(x, x, x, *products, 8, 8) for run in (attention.run, attention.run_native)))
+
+
+@needs_native
 def test_native_refuses():
   """Widths that it does not have; the kernels switched off."""
   x, steps = jnp.ones((1, 4, 1, 8)), jnp.ones(4)

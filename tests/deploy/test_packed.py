@@ -1,5 +1,6 @@
 """The packed file: the same predictions, exact sizes, and damage that is always a PackedError."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from binarydm_jax import quant
 from binarydm_jax.deploy import PackedError, export, load, model_cost
 from binarydm_jax.deploy.cost import deployed_table
+from binarydm_jax.models import Autoencoder
 from binarydm_jax.models.unet import EDGES, UNet
 
 DIFFUSION = dict(schedule="linear", num_timesteps=200, beta_start=1e-4, beta_end=0.04, target="eps")
@@ -294,6 +296,15 @@ def test_a_description_that_does_not_fit(good, tmp_path, keys, value):
   metadata = dict(good[2], description=edited(good[2]["description"], *keys, value=value))
   save_file(good[1], tmp_path / "bad.safetensors", metadata)
   refused(tmp_path / "bad.safetensors", "bad.safetensors")
+
+
+def test_a_first_stage_of_a_million_blocks(good, tmp_path):
+  """Each would be traced before the first stage's own file is looked at."""
+  fields = {f.name: f.default for f in dataclasses.fields(Autoencoder) if f.name not in ("parent", "name")}
+  fields |= {"scale_factor": 1.0, "sha256": "", "num_res_blocks": 10**6}
+  text = edited(good[2]["description"], "first_stage", value=fields)
+  save_file(good[1], tmp_path / "bad.safetensors", dict(good[2], description=text))
+  refused(tmp_path / "bad.safetensors", "first_stage.num_res_blocks")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5_000], ids=["nesting", "long number"])

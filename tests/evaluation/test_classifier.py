@@ -146,6 +146,8 @@ def damaged(made, tmp_path, how):
     params["hidden"] = {"kernel": np.zeros((3, 64), np.float32), "bias": np.zeros(64, np.float32)}
   if how == "type":
     params["hidden"] = {name: value.astype(np.float16) for name, value in params["hidden"].items()}
+  if how == "bfloat16":
+    params["hidden"] = {name: value.astype(jnp.bfloat16) for name, value in params["hidden"].items()}
   if how == "missing":
     del params["hidden"]
   if how == "infinite":
@@ -163,6 +165,7 @@ def damaged(made, tmp_path, how):
 @pytest.mark.parametrize("how, words", [
   ("bytes", "is not a safetensors file"), ("foreign", "does not say which classifier it holds"),
   ("shape", "is damaged: hidden/kernel are not those"), ("type", "is damaged: hidden/bias, hidden/kernel are not"),
+  ("bfloat16", "is not a safetensors file"),
   ("missing", "is damaged: hidden/bias"), ("widths", "does not say which classifier"),
   ("infinite", "does not say which classifier"), ("no width", "does not say which classifier"),
   ("nan", "is damaged: hidden/bias, hidden/kernel are not finite"),

@@ -87,6 +87,18 @@ def test_broken_part_is_drawn_again(tmp_path):
   assert draw(SampleWriter(tmp_path, "a", PROTOCOL, 10), 4) == [(0, 4), (8, 2)]
 
 
+def test_broken_set_is_drawn_again(tmp_path):
+  """The same of a finished one."""
+  writer = SampleWriter(tmp_path, "a", PROTOCOL, 10)
+  draw(writer, 4)
+  writer.finish()
+  (tmp_path / "a.npz").write_bytes(b"")
+  writer = SampleWriter(tmp_path, "a", PROTOCOL, 10)
+  assert draw(writer, 4) == [(0, 4), (4, 4), (8, 2)]
+  writer.finish()
+  np.testing.assert_array_equal(open_samples(writer.path), IMAGES)
+
+
 def test_several_processes(tmp_path):
   """Each has its own batches; the first joins all, the others write no file but their parts."""
   writers = [SampleWriter(tmp_path, "a", PROTOCOL, 10, index, 3) for index in range(3)]

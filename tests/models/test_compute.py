@@ -49,6 +49,19 @@ def test_remat_gives_the_same_gradient_in_less_memory(student):
   assert residual_bytes(models[0].clone(dtype=jnp.bfloat16), variables, *large) < 0.7 * plain
 
 
+def test_a_bfloat16_embedding_in_a_float32_network():
+  """As a packed file may hold it: its values are rounded, and what is computed of them is not."""
+  model = NET.clone(num_classes=3, context_dim=6, attention_resolutions=(8,))
+  labels = jnp.array([0, 2])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), X, T, labels)["params"]
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
+  half = params["label_embed"]["embedding"].astype(jnp.bfloat16)
+  outputs = [model.apply({"params": {**params, "label_embed": {"embedding": table}}}, X, T, labels)[0]
+             for table in (half, half.astype(jnp.float32))]  # fmt: skip
+  np.testing.assert_array_equal(*outputs)
+
+
 def test_bfloat16_computes_in_bfloat16(student):
   """Features and every product are bfloat16, prediction and gradients float32, and near those of float32."""
   table, variables = student

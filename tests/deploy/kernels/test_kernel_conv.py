@@ -241,6 +241,8 @@ def test_threads(monkeypatch):
     results.append(fused(None, 4, x, np.float32(0.3), signs, np.ones((2, 64), np.float32), None, None, 2))
   np.testing.assert_array_equal(results[0], results[1])
   np.testing.assert_array_equal(results[0], results[2])
+  monkeypatch.setenv("BINARYDM_THREADS", "")
+  assert library.threads() == 0
   monkeypatch.setenv("BINARYDM_THREADS", "many")
   with pytest.raises(ValueError, match="BINARYDM_THREADS=many"):
     library.threads()
