@@ -17,6 +17,7 @@ from binarydm_jax.data import open_latents
 from binarydm_jax.deploy import load
 from binarydm_jax.first_stage import open_first_stage
 from binarydm_jax.importers import autoencoder_entries, load_autoencoder, restore, unet_entries
+from binarydm_jax.models import Autoencoder
 from binarydm_jax.training import feed
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.sharding import make_mesh
@@ -202,6 +203,21 @@ def test_packed_file_knows_its_first_stage(run):
   assert file.input_shape == (4, 4, 2) and file.model.null_class and file.model.context_dim == 6
   assert file.first_stage["kind"] == "kl"
   assert file.first_stage["scale_factor"] == kept_factor(workdir)
+
+
+def test_latents_of_the_packed_file_become_images(run):
+  """As docs/deployment.md has it: the file says which Autoencoder, the checkpoint has its weights."""
+  config, workdir = run
+  model = load(workdir / "model.safetensors")
+  latents = model.sample(jax.random.key(0), 2, sampler="ddim", steps=2, labels=jax.numpy.array([3, 1]), guidance=2.0)
+  fields = dict(model.first_stage)
+  factor, _ = fields.pop("scale_factor"), fields.pop("sha256")
+  decoder = Autoencoder(**fields)
+  params, _ = load_autoencoder(config.teacher.checkpoint, decoder)
+  images = decoder.apply({"params": params}, latents / factor, method="decode")
+  stage = open_first_stage(config, build(config).first_stage, workdir, None)
+  assert images.shape == (2, 8, 8, 1)
+  np.testing.assert_allclose(images, stage.decode(latents, 2), atol=1e-5)
 
 
 def test_sampling_without_data(run, tmp_path):

@@ -55,6 +55,7 @@ def main(argv):
       row = {**header, **row}
       print(", ".join(f"{name} {readable(name, value)}" for name, value in row.items()), flush=True)
       if _OUTPUT.value:
+        Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
         with open(_OUTPUT.value, "a") as file:
           file.write(json.dumps(row) + "\n")
   except (ValueError, OSError) as error:

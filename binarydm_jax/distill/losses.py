@@ -7,7 +7,7 @@ def lrm_terms(student, teacher, projections):
   """mean((F_student E - F_teacher E)^2) of each block: a list of M float32 scalars.
 
   Args:
-    student, teacher: tuples of [batch, h, w, c_i].
+    student, teacher: tuples of [batch, ..., c_i].
     projections: tuple of [c_i, r_i], or () for the plain feature MSE.
   """
   terms = []

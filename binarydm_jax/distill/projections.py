@@ -58,7 +58,7 @@ def fit_projections(features, key, method="randomized_pca", reduction=4):
   """One projection a block.
 
   Args:
-    features: tuple of [batch, h, w, c_i], the teacher's; sharded over the batch they give the global covariance.
+    features: tuple of [batch, ..., c_i], the teacher's; sharded over the batch they give the global covariance.
     key: for the random methods.
     method: "randomized_pca", "pca", "random", or "none" (no reduction: the loss is a plain feature MSE).
     reduction: K; block i keeps round(c_i / K) channels, at least 2.
