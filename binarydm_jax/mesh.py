@@ -51,13 +51,23 @@ def put(tree, shardings):
 
 def gather(tree, mesh):
   """A tree of global arrays, however they are split -> the same on every device."""
-  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+  return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(x):  # one function, so that it is compiled once
+  return x
 
 
 def wait_for_all(what):
   """Until all processes are here; `what` names the place in errors."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
+
+
+def copy_to(tree, mesh):
+  """A tree of arrays -> the same on every device of a mesh of this process, not copied where they are already."""
+  here = all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree))
+  return jax.device_put(tree, replicated(mesh)) if here else put_replicated(tree, mesh)
 
 
 def put_replicated(tree, mesh):

@@ -1,5 +1,6 @@
 """What each --mode does. Every one works on a Problem (a checked config) and a workdir, and can be run again."""
 
+import concurrent.futures
 import contextlib
 import json
 from pathlib import Path
@@ -69,6 +70,16 @@ def encode(problem, workdir):
     _encode(problem, workdir)
 
 
+def _read_ahead(data, examples, batch_size, pool):
+  """Batches of (example, whether another took its place); the next is read while one is used."""
+  batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+  following = []
+  for numbers in [*batches, ()]:
+    current, following = following, [pool.submit(data.read_or_replace, i) for i in numbers]
+    if current:
+      yield [example.result() for example in current]
+
+
 def _encode(problem, workdir):
   fields, data = problem.config.first_stage, problem.train_data
   first_stage = feed.get_first_stage(problem, workdir, stored=False)
@@ -86,11 +97,11 @@ def _encode(problem, workdir):
   )
   remaining = writer.remaining()
   total, replaced = sum(map(len, remaining)), 0
-  with tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
+  pool = concurrent.futures.ThreadPoolExecutor(problem.config.data.threads)
+  with pool, tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
     for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
-        for start in range(examples.start, examples.stop, fields.batch_size):
-          found = [data.read_or_replace(i) for i in range(start, min(start + fields.batch_size, examples.stop))]
+        for found in _read_ahead(data, examples, fields.batch_size, pool):
           rows = [row for row, _ in found]
           replaced += sum(other for _, other in found)
           images = np.stack([row["image"] for row in rows])

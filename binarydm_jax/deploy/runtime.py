@@ -70,7 +70,7 @@ class Model:
       clip: of the predicted x0 to [-1, 1]; None: for images, not for latents.
       **options: eta, spacing, guidance, dynamic_threshold of `diffusion.make_sampler`.
     Returns:
-      float32 [n, h, w, c]: images in [-1, 1], or latents (their first stage is not in the file).
+      float32 [n, h, w, c]: images, about [-1, 1], or latents (their first stage is not in the file).
     Raises:
       ValueError: a sampler, steps or options that there are not.
     """

@@ -72,13 +72,15 @@ def fit_projections(features, key, method="randomized_pca", reduction=4):
   if method == "none":
     return ()
   projections = []
-  for i, feature in enumerate(features):
-    channels = feature.shape[-1]
-    r, block_key = rank(channels, reduction), jax.random.fold_in(key, i)
-    if method == "pca":
-      projections.append(pca(feature, r))
-    elif method == "randomized_pca":
-      projections.append(randomized_pca(feature, r, block_key))
-    else:
-      projections.append(random_projection(channels, r, block_key))
+  # An accelerator would multiply in bfloat16, and the columns would not be orthonormal.
+  with jax.default_matmul_precision("float32"):
+    for i, feature in enumerate(features):
+      channels = feature.shape[-1]
+      r, block_key = rank(channels, reduction), jax.random.fold_in(key, i)
+      if method == "pca":
+        projections.append(pca(feature, r))
+      elif method == "randomized_pca":
+        projections.append(randomized_pca(feature, r, block_key))
+      else:
+        projections.append(random_projection(channels, r, block_key))
   return tuple(projections)

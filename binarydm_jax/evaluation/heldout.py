@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binarydm_jax.diffusion import q_sample, training_target
+from binarydm_jax.mesh import copy_to, make_mesh, over_batch
 
 SEED = 20_240_405
 BUCKETS = 10
@@ -47,8 +48,9 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
 
   Args:
     model, variables, gates: of the UNet.
-    images: uint8 [m, h, w, c], or latents float32 [m, h, w, c]; labels: int32 [m].
+    images: uint8 [m, h, w, c], numpy, or latents float32 [m, h, w, c]; labels: int32 [m].
     schedule, target: of the diffusion.
+    batch_size: draws at once, split over the devices of this process; rounded up to a multiple of them.
   Returns:
     (mean over all draws, a float; means over BUCKETS equal ranges of timesteps, float64 [BUCKETS], of the same draws).
   """
@@ -66,11 +68,15 @@ def heldout_loss(model, variables, gates, images, labels, schedule, target, repe
     wanted = training_target(schedule, target, x0, noise, timesteps)
     return jnp.mean((prediction - wanted) ** 2, axis=(1, 2, 3))
 
+  mesh = make_mesh(jax.local_devices())
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  variables = copy_to(variables, mesh)
   total, parts = 0.0, []
   for first in range(0, count, batch_size):
     part = np.arange(first, first + batch_size) % count  # the last batch wraps round and is cut: one compiled shape
     x0 = network_inputs(images[part % len(images)])
-    result = errors(variables, x0, labels[part % len(images)], timesteps[part], indices[part])
+    inputs = jax.device_put((x0, labels[part % len(images)], timesteps[part], indices[part]), over_batch(mesh))
+    result = errors(variables, *inputs)
     parts.append(np.asarray(result, np.float64)[: count - first])
     total += float(parts[-1].sum())
   return total / count, bucket_means(np.concatenate(parts), timesteps, schedule.num_timesteps)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from binarydm_jax.diffusion import sample_keys
-from binarydm_jax.mesh import make_mesh, over_batch, put_replicated, replicated
+from binarydm_jax.mesh import copy_to, make_mesh, over_batch
 
 OPTIONS = ("sampler", "steps", "eta", "clip", "dynamic_threshold", "spacing", "guidance")
 
@@ -37,7 +37,7 @@ def make_draw(sampler, variables, batch_size, seed, num_classes=0, gates=None, d
   mesh = make_mesh(jax.local_devices() if devices is None else devices)
   batch_size = -(-batch_size // mesh.size) * mesh.size
   key = jax.random.key(seed)
-  variables, gates = (_on_all(tree, mesh) for tree in (variables, gates))
+  variables, gates = (copy_to(tree, mesh) for tree in (variables, gates))
 
   def inputs(first):
     labels = jnp.arange(first, first + batch_size) % max(num_classes, 1)
@@ -58,9 +58,3 @@ def make_draw(sampler, variables, batch_size, seed, num_classes=0, gates=None, d
 def generate(sampler, variables, count, seed, batch_size, num_classes=0, gates=None):
   """The first `count` samples as float32 [count, h, w, c], numpy: see `make_draw`."""
   return make_draw(sampler, variables, min(batch_size, count), seed, num_classes, gates)(0, count)
-
-
-def _on_all(tree, mesh):
-  """A tree of arrays -> the same on every device of the mesh, without a copy where they are already."""
-  here = all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree))
-  return jax.device_put(tree, replicated(mesh)) if here else put_replicated(tree, mesh)
