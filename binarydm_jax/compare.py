@@ -66,17 +66,22 @@ def compare(results):
     kinds.setdefault(result["method"], set()).add(_kind(result))
   for result in results:
     for model in result["models"]:
-      name = "teacher" if model["name"] == "teacher" else result["method"]
-      # One row for runs that differ in their seeds alone.
-      known = {kind for kind in kinds[result["method"]] if kind[0]}
-      kind = None if name == "teacher" or len(known) < 2 else _kind(result)
-      if kind and len({step for _, step in known}) > 1:
-        name = f"{name}, step {kind[1]}"
-      groups.setdefault((model["name"] != "teacher", name, model["bits"], kind), []).append(model)
+      if model["name"] == "teacher":
+        key = (False, "teacher", model["bits"], model["size_bytes"])
+      else:
+        # One row for runs that differ in their seeds alone.
+        known = {kind for kind in kinds[result["method"]] if kind[0]}
+        key = (True, result["method"], model["bits"], _kind(result) if len(known) > 1 else None)
+      groups.setdefault(key, []).append((result, model))
   rows = []
-  for (_, name, bits, _), models in sorted(groups.items(), key=lambda item: item[0][0]):
+  for key, found in sorted(groups.items(), key=lambda item: item[0][0]):
+    is_student, name, bits, _ = key
+    models = [model for _, model in found]
     # The same teacher evaluated again gives the same figures: it counts once.
-    unique = list({(m["fid"], m["heldout_loss"]): m for m in models}.values()) if name == "teacher" else models
+    unique = models if is_student else list({(m["fid"], m["heldout_loss"]): m for m in models}.values())
+    if is_student:
+      alike = [others[0][0] for other, others in groups.items() if other[:3] == key[:3]]
+      name = ", ".join([name, *_apart(found[0][0], alike)])
     rows.append((
         name,
         str(len(unique)),
@@ -87,6 +92,18 @@ def compare(results):
         format_bytes(unique[0]["size_bytes"]),
     ))
   return rows
+
+
+def _apart(result, alike):
+  """What a row says beside its method: the step of an unfinished student, and settings in which rows of the same method
+  and bits differ."""
+  packed = result.get("packed") or {}
+  if packed.get("step", 0) < packed.get("steps", 0):
+    yield f"step {packed['step']} of {packed['steps']}"
+  settings = [other.get("settings") or {} for other in alike]
+  for name, value in (result.get("settings") or {}).items():
+    if any(other.get(name, value) != value for other in settings):
+      yield f"{name}={value}"
 
 
 def _kind(result):

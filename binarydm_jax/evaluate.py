@@ -148,7 +148,12 @@ def evaluate(problem, workdir, path, costs, table, step):
       loss_by_timestep=by_timestep,
       block_distance=_block_distances(problem, networks, test_inputs, test_labels) if config.log.diagnostics else None,
       packed=dict(
-          file=Path(path).name, payload_bytes=payload, header_bytes=header, sha256=sha256_of(path), step=step
+          file=Path(path).name, payload_bytes=payload, header_bytes=header, sha256=sha256_of(path), step=step,
+          steps=steps,
+      ),
+      settings=dict(
+          **problem.method._asdict(), act_bits=config.quant.act_bits, edges=config.quant.edges,
+          overrides=list(config.quant.overrides), averaged=config.export.averaged, dtype=config.compute.dtype,
       ),
       heldout=dict(
           images=len(test_inputs), timesteps_per_image=config.evaluation.timesteps_per_image,
@@ -159,6 +164,7 @@ def evaluate(problem, workdir, path, costs, table, step):
       settings_sha256=config_digest(config, seeds=False),
   )
   if jax.process_index() == 0:
+    (Path(workdir) / "report.html").unlink(missing_ok=True)  # of results before these
     report.write_results(Path(workdir) / "results.json", results)
     write_report(problem, workdir)
   return results
@@ -187,7 +193,7 @@ def write_report(problem, workdir):
   for name in ("teacher", "student"):
     grids[name] = np.array(open_samples(workdir / "samples" / f"{name}.npz")[:64])
   curves = plots.read_curves(workdir / "metrics.jsonl")
-  lists = {"The packed file": results["packed"]}
+  lists = {"The student": results["settings"], "The packed file": results["packed"]}
   if measured := summary.metrics_list(results["models"]):
     lists = {"All metrics": measured, **lists}
   if results["reference"]:

@@ -42,7 +42,7 @@ def _run(config, workdir, mode):
   from binarydm_jax import modes
   from binarydm_jax.training.problem import build
   from binarydm_jax.training.validation import check_config
-  from binarydm_jax.workdir import check_teacher, lock_config
+  from binarydm_jax.workdir import check_teacher, lock_config, lock_inputs
 
   if mode == "sample":
     # A packed file needs no data and no lock; a trained network needs both.
@@ -59,7 +59,12 @@ def _run(config, workdir, mode):
   problem = build(config, with_data=mode not in ("info", "export"), trains=trains.get(mode, ()))
   if mode != "info":
     check_teacher(config)
-  lock_config(config, workdir, write=mode != "info")
+  # A file that was exported or encoded anew changes nothing of what results.json was measured by.
+  begun = (Path(workdir) / "config.json").exists()
+  lock_config(config, workdir, write=mode != "info" and not (begun and mode in ("export", "encode")))
+  if problem.train_data is not None:
+    # Which images are held out depends on how many there are.
+    lock_inputs(workdir, num_images=[len(problem.train_data), len(problem.test_data)])
   action = {
     "all": modes.run_all,
     "pretrain": modes.pretrain,

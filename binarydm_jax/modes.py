@@ -22,6 +22,7 @@ from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.quant import LayerRule
 from binarydm_jax.training import feed, stages
+from binarydm_jax.training.validation import load_features
 from binarydm_jax.workdir import check_own_teacher
 
 PACKED = "model.safetensors"
@@ -212,6 +213,8 @@ def _export(problem, workdir, step, table, variables, waiting, first_stage):
         dynamic_threshold=options.dynamic_threshold,
     )
     _say(f"{program}: {size:,} bytes, one step of DDIM")
+  else:
+    path.with_suffix(".stablehlo").unlink(missing_ok=True)  # that of another packed file
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -269,7 +272,12 @@ def _finished_results(config, workdir):
   # Of a finished student, and of this very file: --mode=export may have written another since.
   file = results["packed"]
   same = file.get("sha256") in (None, sha256_of(workdir / PACKED))
-  return results if same and file.get("step") in (None, config.student.steps) else None
+  if not same or file.get("step") not in (None, config.student.steps):
+    return None
+  network = load_features(config.evaluation)  # the file may be another one by now
+  same_features = results["models"][0].get("feature_sha256") == (network.sha256 if network else None)
+  diagnosed = not config.log.diagnostics or results.get("block_distance", True) is not None
+  return results if same_features and diagnosed else None
 
 
 def run_all(problem, workdir):

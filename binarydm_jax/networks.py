@@ -111,12 +111,12 @@ def stream_samples(network, workdir, name, fields, count, decode_batch):
 
 
 def trained_network(problem, workdir, name):
-  """The "teacher" or the "student" from its checkpoints."""
+  """The "teacher" or the "student" from its checkpoints; `compute.remat` is for gradients."""
   if name == "teacher":
-    parts = problem.teacher, teacher_variables(problem, workdir), None
+    parts = problem.teacher.clone(remat="none"), teacher_variables(problem, workdir), None
   else:
     variables = stages.student_variables(problem, stages.newest_state(problem, "student", workdir)[1])
-    parts = problem.student, variables, problem.final_gates()
+    parts = problem.student.clone(remat="none"), variables, problem.final_gates()
   first_stage = feed.get_first_stage(problem, workdir)
   return Network(name, *parts, problem.schedule, problem.config.diffusion.target, problem.input_shape, first_stage)
 

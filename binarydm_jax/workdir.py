@@ -135,6 +135,8 @@ def check_teacher(config):
     return
   old, new = read_config(folder), _plain(config)
   shared = ["data.channels", "data.image_size"] + ["data.source"] * config.model.class_conditional
+  if old["data"]["source"] == new["data"]["source"]:
+    shared.append("data.holdout")  # else images that are held out here have trained the teacher
   for name, theirs, ours in _differences(old, new):
     section, _, field = name.partition(".")
     stage = section == "first_stage" and name not in FREE

@@ -68,10 +68,28 @@ def test_other_settings_are_no_seeds():
 
 def test_an_unfinished_student_is_no_seed():
   """One that was exported before its last step stands in a row of its own, which says so."""
-  results = [dict(run(fid=fid), settings_sha256="a", packed=dict(step=step)) for fid, step in ((1, 9), (2, 9), (4, 5))]
+  results = [dict(run(fid=fid), settings_sha256="a", packed=dict(step=step, steps=9))
+             for fid, step in ((1, 9), (2, 9), (4, 5))]  # fmt: skip
   rows = compare.compare(results)[1:]
-  assert [row[:2] for row in rows] == [("binarydm, step 9", "2"), ("binarydm, step 5", "1")]
+  assert [row[:2] for row in rows] == [("binarydm", "2"), ("binarydm, step 5 of 9", "1")]
   assert [row[:2] for row in compare.compare(results[:2])[1:]] == [("binarydm", "2")]
+  assert [row[:2] for row in compare.compare(results[2:])[1:]] == [("binarydm, step 5 of 9", "1")]
+
+
+def test_rows_say_what_sets_them_apart():
+  """Two parts of one method are two rows that can be told apart."""
+  settings = dict(activation="lsq", averaged=True)
+  results = [dict(run(), settings_sha256=sha256, settings={**settings, **changed})
+             for sha256, changed in (("a", {}), ("b", dict(activation="asymmetric")), ("a", {}))]  # fmt: skip
+  rows = compare.compare(results)[1:]
+  assert [row[:2] for row in rows] == [("binarydm, activation=lsq", "2"), ("binarydm, activation=asymmetric", "1")]
+  assert [row[0] for row in compare.compare(results[:1])] == ["teacher", "binarydm"]
+
+
+def test_teachers_of_other_networks_are_no_seeds():
+  large = run()
+  large["models"][0].update(size_bytes=9 * 2**20, fid=0.2)
+  assert [row[1] for row in compare.compare([run(), large])][:2] == ["1", "1"]
 
 
 @pytest.mark.parametrize("name, a, b", [

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from binarydm_jax import evaluate, modes, networks, workdir
+from binarydm_jax import evaluate, main, modes, networks, workdir
+from binarydm_jax.evaluation.features import DIGITS_SHA256
 from binarydm_jax.files import sha256_of
 from binarydm_jax.training import stages
 from binarydm_jax.training.problem import build
@@ -91,18 +93,71 @@ def test_batches_of_stages_that_are_not_trained_are_not_asked_about():
 
 @pytest.mark.parametrize("change, finished", [
     ({}, True), ({"step": 3}, False), ({"sha256": "ab"}, False), ({"sha256": None, "step": None}, True),
+    ({"features": "ab"}, False), ({"block_distance": None}, False), ({"block_distance": {}}, True),
 ])
 def test_what_counts_as_finished(tmp_path, change, finished):
-  """Results of a student in training, or of a file that was written anew since, do not; those of before do."""
-  config = tiny.get_config()
+  """Results of a student in training, of a file or features that are others since, or without the diagnostics that are
+  wanted now, do not; those of before do."""
+  config = tiny.get_config(**{"log.diagnostics": True})
   (tmp_path / "samples").mkdir()
   for name in (modes.PACKED, "report.html", "samples/comparison.png"):
     (tmp_path / name).write_bytes(b"x")
   packed = dict(sha256=sha256_of(tmp_path / modes.PACKED), step=6) | change
-  content = dict(config_sha256=evaluate.config_digest(config), packed=packed)
+  features = packed.pop("features", DIGITS_SHA256)
+  distance = {"block_distance": packed.pop("block_distance")} if "block_distance" in packed else {}
+  models = [dict(name="teacher", feature_sha256=features)]
+  content = dict(config_sha256=evaluate.config_digest(config), packed=packed, models=models, **distance)
   (tmp_path / "results.json").write_text(json.dumps(content))
   assert (modes._finished_results(config, tmp_path) == content) is finished
   assert modes._finished_results(tiny.get_config(**{"seed": 7}), tmp_path) is None
+
+
+def test_images_that_came_later(tmp_path, monkeypatch):
+  """A folder that has grown splits otherwise, and what is held out would have been trained on: refused."""
+  images = tmp_path / "images"
+  images.mkdir()
+  for i in range(20):
+    Image.fromarray(np.full((8, 8), i, np.uint8)).save(images / f"{i:02d}.png")
+  config = tiny.get_config(**{"data.source": f"folder:{images}", "evaluation.feature_network": "none"})
+  monkeypatch.setattr(modes, "pretrain", lambda problem, folder: None)
+  main.run(config, str(tmp_path / "run"), "pretrain")
+  main.run(config, str(tmp_path / "run"), "pretrain")
+  Image.fromarray(np.zeros((8, 8), np.uint8)).save(images / "99.png")
+  with pytest.raises(ValueError, match=r"begun with another num_images \(\[18, 2\], and now \[19, 2\]\)"):
+    main.run(config, str(tmp_path / "run"), "pretrain")
+
+
+def test_a_teacher_of_another_split(tmp_path):
+  """It has trained on images that would be held out here."""
+  run = make_run(tmp_path / "teacher")
+  with pytest.raises(ValueError, match=r"has data.holdout=0.1, this run 0.3; set them alike"):
+    workdir.check_teacher(tiny.get_config(**{"teacher.checkpoint": str(run), "data.holdout": 0.3}))
+  workdir.check_teacher(tiny.get_config(**{
+      "teacher.checkpoint": str(run), "data.holdout": 0.3, "data.source": "folder:elsewhere"}))  # fmt: skip
+
+
+def test_export_leaves_the_config_of_the_results(tmp_path, monkeypatch):
+  """results.json belongs to config.json; another file, or latents, change nothing of either."""
+  run = make_run(tmp_path / "run")
+  before = (run / "config.json").read_text()
+  for mode in ("export", "encode", "binarize"):
+    monkeypatch.setattr(modes, mode, lambda problem, folder: None)
+  changed = tiny.get_config(**{"export.remainder": "bfloat16"})
+  main.run(changed, str(run), "export")
+  main.run(changed, str(run), "encode")
+  assert (run / "config.json").read_text() == before
+  main.run(changed, str(tmp_path / "new"), "export")
+  assert (tmp_path / "new" / "config.json").exists()
+  main.run(changed, str(run), "binarize")
+  assert json.loads((run / "config.json").read_text())["export"]["remainder"] == "bfloat16"
+
+
+def test_trained_networks_are_drawn_from_without_remat(tmp_path, monkeypatch):
+  """It is for gradients: samples that were drawn stay valid whatever it is."""
+  monkeypatch.setattr(networks, "teacher_variables", lambda problem, folder: {})
+  problem = build(tiny.get_config(**{"compute.remat": "blocks"}), with_data=False)
+  assert problem.teacher.remat == "blocks"
+  assert networks.trained_network(problem, tmp_path, "teacher").model.remat == "none"
 
 
 def test_settings_are_known_without_their_seeds():

@@ -61,6 +61,13 @@ CASES = {
   "transformer without context": ({"model.transformer_depth": 2}, r"model.transformer_depth is 2; .* it must be 1"),
   "null class without labels": ({"model.null_class": True}, r"model.null_class is True, and model.class_conditional"),
   "guidance": ({"sample.guidance": 2.0}, r"sample.guidance is 2.0; it needs model.null_class"),
+  "a null class that is never trained": (
+    {"model.class_conditional": True, "model.null_class": True, "sample.guidance": 2.0},
+    r"teacher.label_dropout 0: the null class is never trained"
+  ),
+  "a reference for nothing": (
+    {"evaluation.feature_network": "none", "evaluation.reference": "x.npz"}, r"evaluation.reference has no use, since"
+  ),
   "label dropout": ({"student.label_dropout": 0.1}, r"student.label_dropout needs model.null_class"),
   "clipped latents": (
     {"first_stage.kind": "kl", "first_stage.channel_mult": (1,)}, r"sample.clip is True: .* set it to False"

@@ -2,13 +2,15 @@
 
 import sys
 import time
+from pathlib import Path
 
 from binarydm_jax import preemption
 from binarydm_jax.formats import format_number
-from binarydm_jax.study import plan, runner, tables
+from binarydm_jax.study import merging, plan, runner, tables
 from binarydm_jax.study import results as results_lib
 from binarydm_jax.study.rows import select
 from binarydm_jax.training.problem import build
+from binarydm_jax.training.validation import load_features
 from binarydm_jax.training.writers import append_line
 from binarydm_jax.workdir import check_teacher
 
@@ -37,6 +39,8 @@ def run_study(
   # What would keep the tables from being written is said now, not after the runs.
   results_lib.check_planned(folder, teachers, students)
   if added or results_lib.has_runs(folder):
+    others = [merging.read(Path(path)) for path in added]
+    results_lib.check_features(folder, load_features(config.evaluation), others)
     tables.read_all(folder, added)
   for run in teachers:
     plan.check_teacher_folder(run)

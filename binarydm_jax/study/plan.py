@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from binarydm_jax.evaluate import config_digest
 from binarydm_jax.study.rows import Row
-from binarydm_jax.workdir import FREE, LOCKED, read_config
+from binarydm_jax.workdir import FREE, LOCKED, SPEED_ONLY, read_config
 from configs import base
 
 # Sections of the config that the results depend on.
@@ -125,7 +125,8 @@ def read_results(workdir):
     config = read_config(workdir)
   except (OSError, ValueError):
     return None
-  return results if results.get("config_sha256") == config_digest(ConfigDict(config)) else None
+  finished = (results.get("packed") or {}).get("step") in (None, config["student"]["steps"])
+  return results if finished and results.get("config_sha256") == config_digest(ConfigDict(config)) else None
 
 
 def finished_results(run):
@@ -138,7 +139,8 @@ def finished_results(run):
     return None
   known, wanted = read_fields(run.workdir), flat_fields(run.config)
   changed = [name for name in known | wanted if known.get(name) != wanted.get(name)]
-  return None if any(name.split(".")[0] in MEASURED and name not in FREE for name in changed) else results
+  free = (*FREE, *SPEED_ONLY)
+  return None if any(name.split(".")[0] in MEASURED and name not in free for name in changed) else results
 
 
 def read_fields(workdir):

@@ -104,6 +104,26 @@ def check_planned(folder, teachers, students, rows=ROWS):
   _check_shared(folder, shared)
 
 
+def check_features(folder, network, added=()):
+  """Checks that what runs are going to be measured with is what others were.
+
+  Args:
+    network: the FeatureNetwork, or None.
+    added: (about, records) of other studies.
+  Raises:
+    ValueError: finished runs, or other studies, have other weights.
+  """
+  now = network.sha256 if network else None
+  finished = (read_results(row_workdir(folder, row.name, seed)) for row in ROWS for seed in _seeds(folder, row.name))
+  before = {result["models"][0]["feature_sha256"] for result in finished if result}
+  before |= {about["protocol"]["feature_sha256"] for about, _ in added}
+  for sha256 in before - {now}:
+    raise ValueError(
+        f"finished runs were measured with features of SHA-256 {sha256}, and evaluation.feature_network now has {now}:"
+        " give the weights of then, or another --folder"
+    )
+
+
 def has_runs(folder, rows=ROWS):
   """Whether there is a finished student in it."""
   return any(read_results(row_workdir(folder, row.name, seed)) for row in rows for seed in _seeds(folder, row.name))

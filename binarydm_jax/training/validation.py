@@ -182,10 +182,18 @@ def check_clipping(sample):
       )
 
 
-def check_sampling(sample, schedule, model):
-  """Guidance without a null class, a number of steps that the schedule does not have, or the sampler cannot use."""
-  if sample.guidance != 1 and not model.null_class:
-    raise ValueError(f"sample.guidance is {sample.guidance}; it needs model.null_class, else set it to 1")
+def check_sampling(config, schedule):
+  """Guidance without a trained null class; steps that the schedule does not have, or that the sampler cannot use."""
+  sample, teacher = config.sample, config.teacher
+  if sample.guidance != 1 and not config.model.null_class:
+    raise ValueError(
+        f"sample.guidance is {sample.guidance}; it needs model.null_class and teacher.label_dropout, else set it to 1"
+    )
+  if sample.guidance != 1 and teacher.steps and not teacher.checkpoint and not teacher.label_dropout:
+    raise ValueError(
+        f"sample.guidance is {sample.guidance}, and teacher.label_dropout 0: the null class is never trained; set that"
+        " to 0.1, or the guidance to 1"
+    )
   if sample.sampler in ("ddim", "ddpm"):
     if sample.steps:
       sampling_timesteps(schedule, sample.steps, sample.spacing)
@@ -203,6 +211,12 @@ def check_features(evaluation, image_shape, num_train):
   """A feature network that is made for other images, or too few samples or real images for its covariance."""
   network = load_features(evaluation)
   if network is None:
+    for name in ("reference", "inception_weights"):
+      if evaluation[name]:
+        raise ValueError(
+            f"evaluation.{name} has no use, since evaluation.feature_network is 'none': set it to 'inception', or empty"
+            f" evaluation.{name}"
+        )
     return
   if not network.takes(image_shape):
     raise ValueError(

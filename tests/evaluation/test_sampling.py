@@ -153,7 +153,9 @@ def unet():
 DEVICES = """
 import jax, numpy as np
 from binarydm_jax.diffusion import make_sampler
+from binarydm_jax.evaluation import heldout
 from binarydm_jax.evaluation.sampling import make_draw
+from binarydm_jax.mesh import make_mesh
 from tests.evaluation.test_sampling import SCHEDULE, unet
 
 assert len(jax.devices()) == 4
@@ -166,12 +168,19 @@ for devices, batch_size in ((1, 64), (4, 16), (4, 10)):
 for name, images in runs.items():
   assert images.shape == (64, 4, 4, 1), name
   np.testing.assert_allclose(images, runs[1, 64], atol=1e-5, err_msg=str(name))
+images, labels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 1), np.uint8), np.arange(7) % 3
+losses = []
+for devices in (1, 4):
+  heldout.make_mesh = lambda found: make_mesh(found[:devices])
+  losses.append(heldout.heldout_loss(model, variables, None, images, labels, SCHEDULE, "eps", 3, batch_size=10)[0])
+np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 print("equal")
 """
 
 
 def test_devices_and_batches_do_not_matter():
-  """A U-Net with guidance on 1 device at once, and on 4 in batches of 16 and of 10, which 4 do not divide."""
+  """A U-Net with guidance on 1 device at once, and on 4 in batches of 16 and of 10, which 4 do not divide; and its
+  held-out loss."""
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
   done = subprocess.run([sys.executable, "-c", DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True)

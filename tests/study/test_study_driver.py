@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from binarydm_jax.preemption import EXIT_CODE
 from binarydm_jax.study import driver, plan
 from tests import tiny
-from tests.study.synthetic import make_results
+from tests.study.synthetic import MEASURED, make_results
 
 ROOT = Path(__file__).parents[2]
 # Copies to the run's workdir what is to be found there; or says why not.
@@ -37,6 +38,8 @@ class Study:
     self.built = []
     monkeypatch.setattr(driver, "build", lambda config, with_data: self.built.append((config.method, with_data)))
     monkeypatch.setattr(driver, "check_teacher", lambda config: None)
+    self.features = SimpleNamespace(sha256=MEASURED["feature_sha256"])
+    monkeypatch.setattr(driver, "load_features", lambda fields: self.features)
 
   def succeed(self, name, seed, fid):
     """From now on the run of this row and seed leaves these results."""
@@ -175,6 +178,21 @@ def test_added_results_that_do_not_fit(study, tmp_path):
   with pytest.raises(ValueError, match="differ in training_steps"):
     study.run("lmb", (1,), added=[tmp_path / "other.json"])
   assert len(study.attempts()) == 2
+
+
+@pytest.mark.parametrize("features", [SimpleNamespace(sha256="ef" * 32), None])
+def test_other_features(study, tmp_path, features):
+  """A classifier that was trained anew, beside finished runs or those of another study: said before a run is."""
+  study.succeed("baseline", 1, 30.0)
+  assert study.run("baseline", (1,)) == 0
+  study.features = features
+  words = "measured with features of SHA-256 abab.* now has (efef|None)"
+  with pytest.raises(ValueError, match=words):
+    study.run("baseline,lmb", (1,))
+  added = study.folder.rename(tmp_path / "other") / "results.json"
+  with pytest.raises(ValueError, match=words):
+    study.run("lmb", (1,), added=[added])
+  assert not study.folder.exists()
 
 
 def test_fields_that_rows_set_themselves(study, capfd):

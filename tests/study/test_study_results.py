@@ -169,6 +169,7 @@ def test_finished_by_its_present_config(study):
   finished = lambda **changes: plan.finished_results(make_students(study, "lmb", (1,), tiny.get_config(**changes))[0])
   assert finished()["models"][1]["fid"] == 20.0
   assert finished(**{"log.every": 1, "checkpoint.keep": 1, "data.threads": 1})
+  assert finished(**{"sample.batch_size": 5, "compute.accumulate": 2, "compute.remat": "blocks"})  # speed alone
   for changes in ({"student.steps": 7}, {"sample.steps": 5}, {"evaluation.num_samples": 97}, {"quant.act_bits": 8}):
     assert finished(**changes) is None
   run = make_students(study, "lmb", (1,))[0]
@@ -181,5 +182,8 @@ def test_finished_by_its_present_config(study):
   (run.workdir / "results.json").write_text(json.dumps(old))
   assert finished() is None
   assert finished(**{"evaluation.timesteps_per_image": 8})
+  for step, whole in ((6, True), (5, False)):  # of a student in training, by export.force
+    (run.workdir / "results.json").write_text(json.dumps({**old, "packed": {"step": step}}))
+    assert bool(finished(**{"evaluation.timesteps_per_image": 8})) is whole
   (run.workdir / "results.json").write_text("{")
   assert finished(**{"evaluation.timesteps_per_image": 8}) is None
