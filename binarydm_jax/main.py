@@ -62,7 +62,7 @@ def _run(config, workdir, mode):
   # A file that was exported or encoded anew changes nothing of what results.json was measured by.
   begun = (Path(workdir) / "config.json").exists()
   lock_config(config, workdir, write=mode != "info" and not (begun and mode in ("export", "encode")))
-  if problem.train_data is not None:
+  if problem.train_data is not None and mode != "info":
     # Which images are held out depends on how many there are.
     lock_inputs(workdir, num_images=[len(problem.train_data), len(problem.test_data)])
   action = {

@@ -1,6 +1,8 @@
 """Imports point one way: quant -> models -> {diffusion, distill} -> training -> main."""
 
 import ast
+import fnmatch
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,14 @@ def test_no_pickle_and_no_tensorflow():
                for name in (alias.name for alias in node.names)}
     allowed = {"torch"} if path.name.startswith("torch_") else set()
     assert not modules & {"pickle", "tensorflow", "torch", "dill", "cloudpickle"} - allowed, path
+
+
+def test_what_is_installed():
+  """All packages and the configs, which the command line needs wherever it runs; not the tests."""
+  settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+  include = settings["packages"]["find"]["include"]
+  taken = lambda folder: any(fnmatch.fnmatch(folder.relative_to(PACKAGE.parent).as_posix().replace("/", "."), pattern)
+                             for pattern in include)  # fmt: skip
+  folders = {path.parent for path in PACKAGE.rglob("*.py")} | {PACKAGE.parent / "configs"}
+  assert len(folders) > 10 and all(map(taken, folders))
+  assert not taken(PACKAGE.parent / "tests")
