@@ -18,7 +18,7 @@ ALL = (ROOT / "README.md").read_text() + "".join(path.read_text() for path in so
 def test_the_librarys_example_runs(tmp_path, monkeypatch):
   """docs/library.md: gradients for every leaf of both collections; the file that is read back gives the student."""
   text = (ROOT / "docs" / "library.md").read_text()
-  train, read, _ = re.findall(r"```python test\n(.*?)```", text, re.DOTALL)
+  train, read, mimic, _ = re.findall(r"```python test\n(.*?)```", text, re.DOTALL)
   monkeypatch.chdir(tmp_path)
   names = {}
   exec(train, names)
@@ -30,6 +30,10 @@ def test_the_librarys_example_runs(tmp_path, monkeypatch):
   setup, expression = read.rstrip().rsplit("\n", 1)
   exec(setup, names)
   np.testing.assert_allclose(eval(expression, names), wanted, atol=1e-5)
+  exec(mimic, names)
+  assert names["projections"][0].shape == (64, 16) and names["lrm"](names["variables"]) > 0
+  changed = jax.tree.map(lambda a, b: abs(a - b).max(), names["gradients"], gradients)
+  assert max(jax.tree.leaves(changed)) > 0  # the term has gradients of its own
 
 
 def test_fields_modes_and_methods_exist():
