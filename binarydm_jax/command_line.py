@@ -4,10 +4,13 @@ import gc
 import os
 import re
 import sys
+from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+# Where configs/ is, in a checkout and where the package is installed.
+PROJECT = Path(__file__).parents[1]
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 
 
@@ -37,16 +40,30 @@ def cpu_count():
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def find_config(argv):
+  """The arguments, with the file of --config in the project's folder where there is none by that path from here.
+
+  So `configs/digits.py` means the one that was installed. Exits with one line where there is neither: with a file that
+  is not there ml_collections fails in several ways, most without its name.
+  """
+  argv = list(argv)
+  for number, argument in enumerate(argv):
+    name, equals, value = argument.partition("=")
+    place = number if equals else number + 1
+    if name not in ("--config", "-config") or place == len(argv):
+      continue
+    file, *words = (value if equals else argv[place]).split(":")  # a config may take words after a colon
+    if os.path.isfile(file):
+      continue
+    if not (PROJECT / file).is_file():
+      sys.exit(f"error: --config={file}: there is no such file; configs/ has the experiments")
+    argv[place] = f"{name}=" * bool(equals) + ":".join([str(PROJECT / file), *words])
+  return argv
+
+
 def parse_flags(argv):
   """absl's flags, with one line for one that is missing or unknown, and for a config field that is not as it should."""
-  # Before parsing: with a file that is not there ml_collections fails in several ways, most without its name.
-  for number, argument in enumerate(argv):
-    if argument in ("--config", "-config") and number + 1 < len(argv):
-      argument = f"--config={argv[number + 1]}"
-    if argument.lstrip("-").startswith("config="):
-      file = argument.partition("=")[2].split(":")[0]  # a config may take words after a colon
-      if not os.path.isfile(file):
-        sys.exit(f"error: --config={file}: there is no such file; configs/ has the experiments")
+  argv = find_config(argv)
   given = [argument.split("=")[0].removeprefix("--config.") for argument in argv if argument.startswith("--config.")]
   try:
     return flags.FLAGS(argv)

@@ -95,15 +95,19 @@ def compare(results):
 
 
 def _apart(result, alike):
-  """What a row says beside its method: the step of an unfinished student, and settings in which rows of the same method
-  and bits differ."""
+  """What a row says beside its method: the step of an unfinished student; settings in which rows of the same method and
+  bits differ; where these are equal, the digest that is not."""
   packed = result.get("packed") or {}
   if packed.get("step", 0) < packed.get("steps", 0):
     yield f"step {packed['step']} of {packed['steps']}"
+  own = result.get("settings") or {}
   settings = [other.get("settings") or {} for other in alike]
-  for name, value in (result.get("settings") or {}).items():
+  for name, value in own.items():
     if any(other.get(name, value) != value for other in settings):
       yield f"{name}={value}"
+  digest = result.get("settings_sha256")
+  if any(theirs == own and other.get("settings_sha256") != digest for theirs, other in zip(settings, alike)):
+    yield f"settings {digest[:6] if digest else 'unknown'}"
 
 
 def _kind(result):

@@ -85,7 +85,7 @@ def evaluate(problem, workdir, path, costs, table, step):
   feature_network = load_features(config.evaluation)
   reference = get_reference(problem, workdir, feature_network) if feature_network else None
   test_inputs, test_labels = read_all(problem.test_data, config.evaluation.heldout_images)
-  limited = len(test_inputs) < len(problem.test_data)
+  limited = len(test_inputs) == config.evaluation.heldout_images
   if first_stage := feed.get_first_stage(problem, workdir):
     moments = first_stage.moments(test_inputs, config.first_stage.batch_size)
     test_inputs = np.asarray(first_stage.latents(moments, None))
@@ -221,6 +221,12 @@ def training_time(workdir, curves):
     form = "{}: {:.1%}" if how == "mean" else "{}: {:.0f}"
     found[label] = ", ".join(form.format(stage, value) for stage, value in values.items())
   return found
+
+
+def is_of_first_images(heldout, limit):
+  """Whether what results.json says of the held-out images (None: nothing) was written when they were the first `limit`
+  of the split, instead of spread over it."""
+  return bool(heldout) and heldout["images"] == limit and "of" not in heldout
 
 
 def config_digest(config, seeds=True):

@@ -109,11 +109,12 @@ def checkpoint_of(config):
   if not path and teacher and is_run(teacher):
     theirs = read_config(teacher)
     path = theirs.get("first_stage", {}).get("checkpoint") or theirs["teacher"]["checkpoint"]
+    field = f"the first stage of {teacher}"
   path = path or teacher
   if not path:
     raise ValueError("first_stage.checkpoint is empty: give the first stage's file, or that of the whole model")
   if not Path(path).expanduser().exists():
-    raise ValueError(f"{field} {path!r} does not exist: give the file of the first stage's weights")
+    raise ValueError(f"{field} {path!r} does not exist: give first_stage.checkpoint, or the file of the whole model")
   return path
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from absl import app, flags
 
 from binarydm_jax import distributed, preemption
-from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
+from binarydm_jax.command_line import CONFIG, PROJECT, parse_flags, set_up_jax
 from binarydm_jax.errors import RunError
 
 MODES = ("all", "pretrain", "encode", "binarize", "sample", "evaluate", "export", "info")
 
 # Without a config and a workdir, --mode=sample draws from the shipped model, which is of these images.
-SHIPPED_CONFIG, SHIPPED_WORKDIR = Path(__file__).parents[1] / "configs" / "digits.py", "runs/shipped"
+SHIPPED_CONFIG, SHIPPED_WORKDIR = PROJECT / "configs" / "digits.py", "runs/shipped"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples, report.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
@@ -42,7 +42,7 @@ def _run(config, workdir, mode):
   from binarydm_jax import modes
   from binarydm_jax.training.problem import build
   from binarydm_jax.training.validation import check_config
-  from binarydm_jax.workdir import check_teacher, lock_config, lock_inputs
+  from binarydm_jax.workdir import check_teacher, lock_config, lock_images
 
   if mode == "sample":
     # A packed file needs no data and no lock; a trained network needs both.
@@ -63,8 +63,7 @@ def _run(config, workdir, mode):
   begun = (Path(workdir) / "config.json").exists()
   lock_config(config, workdir, write=mode != "info" and not (begun and mode in ("export", "encode")))
   if problem.train_data is not None and mode != "info":
-    # Which images are held out depends on how many there are.
-    lock_inputs(workdir, num_images=[len(problem.train_data), len(problem.test_data)])
+    lock_images(config, workdir, len(problem.train_data), len(problem.test_data))
   action = {
     "all": modes.run_all,
     "pretrain": modes.pretrain,

@@ -98,7 +98,7 @@ def _encode(problem, workdir):
   )
   remaining = writer.remaining()
   total, replaced = sum(map(len, remaining)), 0
-  pool = concurrent.futures.ThreadPoolExecutor(problem.config.data.threads)
+  pool = concurrent.futures.ThreadPoolExecutor(max(1, problem.config.data.threads))
   with pool, tqdm(total=total, desc="encode", unit="img", disable=jax.process_index() != 0) as bar:
     for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
@@ -186,6 +186,7 @@ def export(problem, workdir):
 def _export(problem, workdir, step, table, variables, waiting, first_stage):
   fields, steps = problem.config.export, problem.config.student.steps
   path = Path(workdir) / PACKED
+  before = sha256_of(path) if path.exists() else None
   payload, header = packed.export(
       path,
       variables,
@@ -213,8 +214,8 @@ def _export(problem, workdir, step, table, variables, waiting, first_stage):
         dynamic_threshold=options.dynamic_threshold,
     )
     _say(f"{program}: {size:,} bytes, one step of DDIM")
-  else:
-    path.with_suffix(".stablehlo").unlink(missing_ok=True)  # that of another packed file
+  elif sha256_of(path) != before:
+    path.with_suffix(".stablehlo").unlink(missing_ok=True)  # it was of the file before
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -272,7 +273,8 @@ def _finished_results(config, workdir):
   # Of a finished student, and of this very file: --mode=export may have written another since.
   file = results["packed"]
   same = file.get("sha256") in (None, sha256_of(workdir / PACKED))
-  if not same or file.get("step") not in (None, config.student.steps):
+  first = evaluate.is_of_first_images(results.get("heldout"), config.evaluation.heldout_images)
+  if not same or first or file.get("step") not in (None, config.student.steps):
     return None
   network = load_features(config.evaluation)  # the file may be another one by now
   same_features = results["models"][0].get("feature_sha256") == (network.sha256 if network else None)

@@ -135,13 +135,41 @@ def check_teacher(config):
     return
   old, new = read_config(folder), _plain(config)
   shared = ["data.channels", "data.image_size"] + ["data.source"] * config.model.class_conditional
-  if old["data"]["source"] == new["data"]["source"]:
-    shared.append("data.holdout")  # else images that are held out here have trained the teacher
+  shared += _split_fields(old["data"], new["data"])
   for name, theirs, ours in _differences(old, new):
     section, _, field = name.partition(".")
     stage = section == "first_stage" and name not in FREE
     if section in ("model", "diffusion") or stage or name in shared:
       raise ValueError(f"teacher.checkpoint {folder!r} has {name}={theirs!r}, this run {ours!r}; set them alike")
+
+
+def _split_fields(old, new):
+  """Fields that decide which images are held out, and must be alike: else the teacher has trained on some of them."""
+  source = new["source"]
+  if old["source"] != source or source == "digits":
+    return []
+  if not source.startswith("tfds:"):
+    return ["data.holdout"]
+  both = bool(old["test_split"]) == bool(new["test_split"])
+  return ["data.train_split"] + ([] if both and new["test_split"] else ["data.holdout", "data.test_split"])
+
+
+def lock_images(config, workdir, *counts):
+  """Keeps how many images there are to train on and to test: of another number others would be held out.
+
+  Raises:
+    ValueError: the run, or that of its teacher on the same source, was begun with another number.
+  """
+  lock_inputs(workdir, num_images=list(counts))
+  teacher = config.teacher.checkpoint
+  if not teacher or not is_run(teacher) or read_config(teacher)["data"]["source"] != config.data.source:
+    return
+  theirs = read_inputs(teacher).get("num_images", list(counts))
+  if theirs != list(counts):
+    raise ValueError(
+        f"teacher.checkpoint {teacher!r} was trained with num_images {theirs}, and now they are {list(counts)}: give"
+        " the images of then, or another teacher"
+    )
 
 
 def lock_config(config, workdir, write=True):

@@ -86,7 +86,9 @@ def test_stablehlo_option(workdir):
   x = np.random.default_rng(0).standard_normal((2, 8, 8, 1), np.float32)
   x0 = np.asarray(step(x, np.int32(900), np.int32(-1)))
   assert x0.shape == x.shape and np.abs(x0).max() == 1  # far from the data, so that most of it is clipped
-  export(workdir)  # a new file without its program: the one of before is not left beside it
+  export(workdir)
+  assert (workdir / "model.stablehlo").exists()  # the file is the same
+  export(workdir, averaged=False)  # another one: the program of before is not left beside it
   assert not (workdir / "model.stablehlo").exists()
 
 

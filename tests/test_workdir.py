@@ -93,7 +93,8 @@ def test_batches_of_stages_that_are_not_trained_are_not_asked_about():
 
 @pytest.mark.parametrize("change, finished", [
     ({}, True), ({"step": 3}, False), ({"sha256": "ab"}, False), ({"sha256": None, "step": None}, True),
-    ({"features": "ab"}, False), ({"block_distance": None}, False), ({"block_distance": {}}, True),
+    ({"features": "ab"}, False), ({"heldout": 2048}, False), ({"heldout": 297}, True),
+    ({"block_distance": None}, False), ({"block_distance": {}}, True),
 ])
 def test_what_counts_as_finished(tmp_path, change, finished):
   """Results of a student in training, of a file or features that are others since, or without the diagnostics that are
@@ -105,6 +106,8 @@ def test_what_counts_as_finished(tmp_path, change, finished):
   packed = dict(sha256=sha256_of(tmp_path / modes.PACKED), step=6) | change
   features = packed.pop("features", DIGITS_SHA256)
   distance = {"block_distance": packed.pop("block_distance")} if "block_distance" in packed else {}
+  if "heldout" in packed:
+    distance["heldout"] = dict(images=packed.pop("heldout"))
   models = [dict(name="teacher", feature_sha256=features)]
   content = dict(config_sha256=evaluate.config_digest(config), packed=packed, models=models, **distance)
   (tmp_path / "results.json").write_text(json.dumps(content))
@@ -130,10 +133,33 @@ def test_images_that_came_later(tmp_path, monkeypatch):
 def test_a_teacher_of_another_split(tmp_path):
   """It has trained on images that would be held out here."""
   run = make_run(tmp_path / "teacher")
-  with pytest.raises(ValueError, match=r"has data.holdout=0.1, this run 0.3; set them alike"):
-    workdir.check_teacher(tiny.get_config(**{"teacher.checkpoint": str(run), "data.holdout": 0.3}))
-  workdir.check_teacher(tiny.get_config(**{
-      "teacher.checkpoint": str(run), "data.holdout": 0.3, "data.source": "folder:elsewhere"}))  # fmt: skip
+  check = lambda **changes: workdir.check_teacher(tiny.get_config(**{"teacher.checkpoint": str(run), **changes}))
+  check(**{"data.holdout": 0.3})  # the digits have a split of their own
+  for source, fields, refused in (
+      ("folder:x", {"data.holdout": 0.3}, "data.holdout=0.1, this run 0.3"),
+      ("tfds:x", {"data.holdout": 0.3}, "data.holdout=0.1, this run 0.3"),
+      ("tfds:x", {"data.test_split": "test"}, "data.test_split='', this run 'test'"),
+      ("tfds:x", {"data.train_split": "all"}, "data.train_split='train', this run 'all'"),
+  ):
+    (run / "config.json").write_text(json.dumps(tiny.get_config(**{"data.source": source}).to_dict()))
+    with pytest.raises(ValueError, match=f"has {refused}; set them alike"):
+      check(**{"data.source": source, **fields})
+    check(**{"data.source": source + "y", **fields})
+  both = {"data.source": "tfds:x", "data.test_split": "test"}
+  (run / "config.json").write_text(json.dumps(tiny.get_config(**both).to_dict()))
+  check(**both | {"data.test_split": "validation", "data.holdout": 0.3})
+
+
+def test_a_teacher_of_fewer_images(tmp_path):
+  """The same source has more by now: other images are held out."""
+  run = make_run(tmp_path / "teacher")
+  config = tiny.get_config(**{"teacher.checkpoint": str(run)})
+  workdir.lock_inputs(run, num_images=[90, 10])
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+  workdir.lock_images(config, tmp_path / "a", 90, 10)
+  with pytest.raises(ValueError, match=r"was trained with num_images \[90, 10\], and now they are \[180, 20\]"):
+    workdir.lock_images(config, tmp_path / "b", 180, 20)
 
 
 def test_export_leaves_the_config_of_the_results(tmp_path, monkeypatch):

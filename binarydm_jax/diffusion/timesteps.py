@@ -55,9 +55,10 @@ def sampling_timesteps(schedule, steps, spacing="ldm"):
   held = np.sqrt(abar[timesteps[-1]]) - np.sqrt(abar[-1])
   skipped = steps == 1 or total - timesteps[-1] > 2 * (total // steps)
   if spacing in ("ldm", "leading") and skipped and held > MOST_HELD:
+    number = "more" if steps == 1 else f"a number that divides {total}"
     raise ValueError(
         f"sample.steps {steps} in {spacing!r} spacing begins at timestep {timesteps[-1]} of {total}, where noise still"
-        f" holds {held:.0%} of the image: take a larger number that divides {total}, or sample.spacing='trailing'"
+        f" holds {held:.0%} of the image: take {number}, or sample.spacing='trailing'"
     )
   ends = np.concatenate([[abar[0] if spacing in ("ldm", "logsnr") else 1.0], abar[timesteps[:-1]]])
   return timesteps[::-1].copy(), ends[::-1].copy()

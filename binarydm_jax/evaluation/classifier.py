@@ -78,7 +78,9 @@ def read(path):
   try:
     tensors = load_safetensors(content)
     metadata = read_metadata(content)
-  except (SafetensorError, KeyError, ValueError, AttributeError) as error:
+  except KeyError as error:
+    raise ValueError(f"evaluation.classifier: {str(path)!r} has tensors of {error}, and not of float32") from None
+  except (SafetensorError, ValueError, AttributeError) as error:
     raise ValueError(f"evaluation.classifier: {str(path)!r} is not a safetensors file ({error})") from None
   try:
     if metadata["format"] != FORMAT:

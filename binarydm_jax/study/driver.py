@@ -6,8 +6,8 @@ from pathlib import Path
 
 from binarydm_jax import preemption
 from binarydm_jax.formats import format_number
-from binarydm_jax.study import merging, plan, runner, tables
-from binarydm_jax.study import results as results_lib
+from binarydm_jax.study import checks, merging, plan, runner, tables
+from binarydm_jax.study.results import finished_runs
 from binarydm_jax.study.rows import select
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.validation import load_features
@@ -36,23 +36,23 @@ def run_study(
       `added` has, before anything is run.
   """
   teachers, students = plan.make_runs(config_file, config, overrides, folder, select(rows), seeds, teacher_each)
+  finished = {run.name: plan.finished_results(run) for run in students}
+  todo = [run for run in students if finished[run.name] is None]
   # What would keep the tables from being written is said now, not after the runs.
-  results_lib.check_planned(folder, teachers, students)
-  if added or results_lib.has_runs(folder):
-    others = [merging.read(Path(path)) for path in added]
-    results_lib.check_features(folder, load_features(config.evaluation), others)
-    tables.read_all(folder, added)
+  others = [merging.read(Path(path)) for path in added]
+  if todo:
+    checks.check_planned(folder, teachers, todo, load_features(config.evaluation), others)
+  again = {(run.row.name, run.seed) for run in todo}
+  if added or any(finished_runs(folder, without=again)):
+    tables.read_all(folder, added, again)
   for run in teachers:
     plan.check_teacher_folder(run)
   for line in plan.overruled(students, config, overrides):
     print(line, flush=True)
   progress = Progress(folder, len(students), command)
-  todo = []
   for run in students:
-    if (results := plan.finished_results(run)) is None:
-      todo.append(run)
-    else:
-      progress.finished(run, results)
+    if finished[run.name] is not None:
+      progress.finished(run, finished[run.name])
   teachers = [run for run in teachers if todo and not plan.teacher_is_finished(run)]
   _check(teachers, todo)
   # One teacher alone has all CPUs.
@@ -95,11 +95,12 @@ class Progress:
 
   def __init__(self, folder, total, command):
     self.folder, self.total, self.command = folder, total, command
-    self.done, self.failed = [], []
+    self.done, self.failed, self.ended = [], [], 0
 
   def finished(self, run, results, seconds=None):
     """A student's results."""
     self.done.append(run)
+    self.ended += 1
     student = results["models"][1]
     quality = [f"held-out loss {format_number(student['heldout_loss'], 4)}"]
     if student["fid"] is not None:
@@ -122,6 +123,7 @@ class Progress:
       self._say(run, f"stopped after {seconds:.0f} s")
     else:
       self.failed.append(run.name)
+      self.ended += bool(run.row)
       words = runner.last_words(run.log) if code else "it has left no results.json"
       self._say(run, f"FAILED after {seconds:.0f} s, exit code {code}: {words} ({run.log})")
 
@@ -129,6 +131,7 @@ class Progress:
     """Students that cannot be trained."""
     for run in runs:
       self.failed.append(run.name)
+      self.ended += 1
       self._say(run, "not trained: it has no teacher")
 
   def lend(self, run):
@@ -138,5 +141,5 @@ class Progress:
       runner.lend(other.workdir, run.workdir)
 
   def _say(self, run, words):
-    count = f"[{len(self.done) + len(self.failed)}/{self.total}] " if run.row else ""
+    count = f"[{self.ended}/{self.total}] " if run.row else ""
     print(f"{count}{run.name}: {words}", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from binarydm_jax.evaluate import config_digest
+from binarydm_jax.evaluate import config_digest, is_of_first_images
 from binarydm_jax.study.rows import Row
 from binarydm_jax.workdir import FREE, LOCKED, SPEED_ONLY, read_config
 from configs import base
@@ -136,6 +136,8 @@ def finished_results(run):
   """
   results = read_results(run.workdir)
   if results is None:
+    return None
+  if is_of_first_images(results.get("heldout"), run.config.evaluation.heldout_images):
     return None
   known, wanted = read_fields(run.workdir), flat_fields(run.config)
   changed = [name for name in known | wanted if known.get(name) != wanted.get(name)]

@@ -6,15 +6,7 @@ import statistics
 from pathlib import Path
 
 from binarydm_jax.compare import check_protocols
-from binarydm_jax.study.plan import (
-  MEASURED,
-  flat_fields,
-  read_fields,
-  read_results,
-  row_workdir,
-  teacher_is_finished,
-  teacher_workdir,
-)  # fmt: skip
+from binarydm_jax.study.plan import MEASURED, read_fields, read_results, row_workdir, teacher_workdir
 from binarydm_jax.study.rows import CEILING, FLOOR, ROWS
 from binarydm_jax.training.guards import run_goodput
 from binarydm_jax.workdir import FREE, PATHS, SEEDS, SPEED_ONLY, read_inputs
@@ -33,7 +25,7 @@ SETTINGS = ("distill.weight", "distill.prediction_weight", "quant.tau", "quant.t
 GAPS = ("fid", "heldout_loss")
 
 
-def collect(folder, rows=ROWS):
+def collect(folder, rows=ROWS, without=()):
   """(records, results, teachers, fields): of the finished students of `rows`, row by row and seed by seed; what they
   measured; {seed: SHA-256 of its teacher}, as far as it is known; {field of the config: value} as all rows have it that
   do not set it themselves.
@@ -45,88 +37,39 @@ def collect(folder, rows=ROWS):
       than the rows' own fields, or trained from different teachers.
   """
   records, results, shared, sampled, teachers = [], [], {}, {}, {}
-  for row in rows:
-    for seed in _seeds(folder, row.name):
-      workdir = row_workdir(folder, row.name, seed)
-      found = read_results(workdir)
-      if found is None:
-        continue
-      results.append(found)
-      config = read_fields(workdir)
-      teacher, student = found["models"]
-      settings = {name: config[name] for name in SETTINGS}
-      records.append(_record(row.name, seed, student, workdir, config["student.steps"], settings))
-      if seed not in sampled:
-        home = next(filter(Path.is_dir, (teacher_workdir(folder, seed), teacher_workdir(folder))), None)
-        sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher.steps"] if home else None)
-      inputs = read_inputs(workdir)
-      _add_shared(shared, row, seed, config, inputs)
-      if "teacher_sha256" in inputs:
-        teachers[str(seed)] = inputs["teacher_sha256"]
+  for row, seed, workdir, found in finished_runs(folder, rows, without):
+    results.append(found)
+    config = read_fields(workdir)
+    teacher, student = found["models"]
+    settings = {name: config[name] for name in SETTINGS}
+    records.append(_record(row.name, seed, student, workdir, config["student.steps"], settings))
+    if seed not in sampled:
+      home = next(filter(Path.is_dir, (teacher_workdir(folder, seed), teacher_workdir(folder))), None)
+      sampled[seed] = _record(TEACHER, seed, teacher, home, config["teacher.steps"] if home else None)
+    inputs = read_inputs(workdir)
+    add_shared(shared, row, seed, config, inputs)
+    if "teacher_sha256" in inputs:
+      teachers[str(seed)] = inputs["teacher_sha256"]
   if not records:
     raise ValueError(f"{folder} holds no finished run of a study")
   check_protocols(results)
-  _check_shared(folder, shared)
+  check_shared(folder, shared)
   fields = {name: json.loads(next(iter(values))) for (name, seed), values in shared.items() if seed is None}
   return [sampled[seed] for seed in sorted(sampled)] + records, results, teachers, fields
 
 
-def check_planned(folder, teachers, students, rows=ROWS):
-  """Checks that runs can stand in one table with the finished ones in `folder`, as far as it can be said before.
+def finished_runs(folder, rows=ROWS, without=()):
+  """(row, seed, workdir, content of results.json) of the finished students in it, row by row and seed by seed.
 
   Args:
-    teachers, students: of `plan.make_runs`.
-  Raises:
-    ValueError: their configs differ in more than the rows' own fields, or a seed would have two teachers.
+    without: (name of a row, seed) of those that are left out.
   """
-  shared, planned = {}, {(run.row.name, run.seed) for run in students}
-  own = {str(run.workdir): run for run in teachers}
-  own = {run.seed: own.get(run.config.teacher.checkpoint) for run in students}
   for row in rows:
     for seed in _seeds(folder, row.name):
       workdir = row_workdir(folder, row.name, seed)
-      if (row.name, seed) in planned or read_results(workdir) is None:
-        continue
-      config = read_fields(workdir)
-      _add_shared(shared, row, seed, config, {})
-      known = Path(config["teacher.checkpoint"])
-      # Of a given teacher, which may be a copy, and of a folder that was moved, the digests tell afterwards.
-      if (run := own.get(seed)) and (
-          known.name != run.workdir.name
-          or (known.resolve() != run.workdir.resolve() and not teacher_is_finished(run))
-      ):
-        raise ValueError(
-            f"{workdir} was trained from {known}, and other runs of seed {seed} would be from {run.workdir}: give"
-            " --teachers or --config.teacher.checkpoint as then, or another --folder"
-        )
-  for run in students:
-    _add_shared(shared, run.row, run.seed, flat_fields(run.config), {})
-  _check_shared(folder, shared)
-
-
-def check_features(folder, network, added=()):
-  """Checks that what runs are going to be measured with is what others were.
-
-  Args:
-    network: the FeatureNetwork, or None.
-    added: (about, records) of other studies.
-  Raises:
-    ValueError: finished runs, or other studies, have other weights.
-  """
-  now = network.sha256 if network else None
-  finished = (read_results(row_workdir(folder, row.name, seed)) for row in ROWS for seed in _seeds(folder, row.name))
-  before = {result["models"][0]["feature_sha256"] for result in finished if result}
-  before |= {about["protocol"]["feature_sha256"] for about, _ in added}
-  for sha256 in before - {now}:
-    raise ValueError(
-        f"finished runs were measured with features of SHA-256 {sha256}, and evaluation.feature_network now has {now}:"
-        " give the weights of then, or another --folder"
-    )
-
-
-def has_runs(folder, rows=ROWS):
-  """Whether there is a finished student in it."""
-  return any(read_results(row_workdir(folder, row.name, seed)) for row in rows for seed in _seeds(folder, row.name))
+      found = None if (row.name, seed) in without else read_results(workdir)
+      if found is not None:
+        yield row, seed, workdir, found
 
 
 def _seeds(folder, name):
@@ -143,8 +86,8 @@ def _record(name, seed, model, workdir, steps, settings=None):
   )  # fmt: skip
 
 
-def _add_shared(shared, row, seed, config, inputs):
-  """Notes what must be equal in all rows: fields of the config, as JSON, and for each seed the teacher."""
+def add_shared(shared, row, seed, config, inputs):
+  """Notes in `shared` what must be equal in all rows: fields of the config, as JSON, and for each seed the teacher."""
   for name, value in config.items():
     if name.split(".")[0] in MEASURED and name not in row.overrides and name not in MAY_DIFFER:
       shared.setdefault((name, None), {}).setdefault(json.dumps(value), f"{row.name} seed {seed}")
@@ -153,7 +96,8 @@ def _add_shared(shared, row, seed, config, inputs):
     digests.setdefault(inputs["teacher_sha256"][:8], f"{row.name} seed {seed}")
 
 
-def _check_shared(folder, shared):
+def check_shared(folder, shared):
+  """ValueError where `add_shared` has noted unlike values."""
   for (name, _), values in shared.items():
     if len(values) > 1:
       differing = ", ".join(f"{value} ({example})" for value, example in values.items())

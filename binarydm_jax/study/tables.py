@@ -43,11 +43,14 @@ def write(folder, added=()):
   return summaries, folder / "table.md"
 
 
-def read_all(folder, added=()):
-  """(about, records) of the finished runs in `folder` and of `added`, as one study. Arguments and errors: `write`."""
+def read_all(folder, added=(), without=()):
+  """(about, records) of the finished runs in `folder` and of `added`, as one study.
+
+  Args and errors: those of `write`; `without` as in `results.finished_runs`.
+  """
   studies = {str(path): merging.read(Path(path)) for path in added}
-  if not studies or results_lib.has_runs(folder):
-    records, found, teachers, fields = results_lib.collect(folder)
+  if not studies or any(results_lib.finished_runs(folder, without=without)):
+    records, found, teachers, fields = results_lib.collect(folder, without=without)
     about = describe(records, found, results_lib.read_attempts(folder), teachers, fields)
     studies = {str(folder): (about, records), **studies}
   return merging.merge(studies)

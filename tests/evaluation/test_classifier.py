@@ -165,7 +165,7 @@ def damaged(made, tmp_path, how):
 @pytest.mark.parametrize("how, words", [
   ("bytes", "is not a safetensors file"), ("foreign", "does not say which classifier it holds"),
   ("shape", "is damaged: hidden/kernel are not those"), ("type", "is damaged: hidden/bias, hidden/kernel are not"),
-  ("bfloat16", "is not a safetensors file"),
+  ("bfloat16", "has tensors of 'BF16', and not of float32"),
   ("missing", "is damaged: hidden/bias"), ("widths", "does not say which classifier"),
   ("infinite", "does not say which classifier"), ("no width", "does not say which classifier"),
   ("nan", "is damaged: hidden/bias, hidden/kernel are not finite"),
