@@ -39,7 +39,7 @@ def run(config, workdir, mode):
 
 
 def _run(config, workdir, mode):
-  from binarydm_jax import modes
+  from binarydm_jax import encoding, modes
   from binarydm_jax.training.problem import build
   from binarydm_jax.training.validation import check_config
   from binarydm_jax.workdir import check_teacher, lock_config, lock_images
@@ -67,7 +67,7 @@ def _run(config, workdir, mode):
   action = {
     "all": modes.run_all,
     "pretrain": modes.pretrain,
-    "encode": modes.encode,
+    "encode": encoding.encode,
     "binarize": modes.binarize,
     "evaluate": modes.run_evaluate,
     "export": modes.export,

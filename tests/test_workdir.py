@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from binarydm_jax import evaluate, main, modes, networks, workdir
+from binarydm_jax import encoding, evaluate, main, modes, networks, workdir
 from binarydm_jax.evaluation.features import DIGITS_SHA256
 from binarydm_jax.files import sha256_of
 from binarydm_jax.training import stages
@@ -166,8 +166,8 @@ def test_export_leaves_the_config_of_the_results(tmp_path, monkeypatch):
   """results.json belongs to config.json; another file, or latents, change nothing of either."""
   run = make_run(tmp_path / "run")
   before = (run / "config.json").read_text()
-  for mode in ("export", "encode", "binarize"):
-    monkeypatch.setattr(modes, mode, lambda problem, folder: None)
+  for module, mode in ((modes, "export"), (encoding, "encode"), (modes, "binarize")):
+    monkeypatch.setattr(module, mode, lambda problem, folder: None)
   changed = tiny.get_config(**{"export.remainder": "bfloat16"})
   main.run(changed, str(run), "export")
   main.run(changed, str(run), "encode")

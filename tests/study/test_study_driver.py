@@ -2,68 +2,18 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from ml_collections import ConfigDict
 
 from binarydm_jax.preemption import EXIT_CODE
 from binarydm_jax.study import driver, plan
 from tests import tiny
-from tests.study.synthetic import MEASURED, make_results
+from tests.study.pretend import Study
 
 ROOT = Path(__file__).parents[2]
-# Copies to the run's workdir what is to be found there; or says why not.
-PRETEND = """
-import pathlib, shutil, sys
-source, workdir = map(pathlib.Path, sys.argv[1:])
-if not source.exists():
-  sys.exit("error: the disk is full")
-for path in source.iterdir():
-  shutil.copy(path, workdir / path.name) if path.is_file() else shutil.copytree(path, workdir / path.name)
-"""
-
-
-class Study:
-  """A study in a folder whose runs copy their results from another."""
-
-  def __init__(self, tmp_path, monkeypatch):
-    self.folder, self.source = tmp_path / "study", tmp_path / "source"
-    (self.source / "teacher seed 0" / "teacher" / "6").mkdir(parents=True)
-    command = lambda run: ["-c", PRETEND, str(self.source / run.name), str(run.workdir)]
-    monkeypatch.setattr(plan.Run, "command", property(command))
-    # Building is test_study_rows's; here it would only take time.
-    self.built = []
-    monkeypatch.setattr(driver, "build", lambda config, with_data: self.built.append((config.method, with_data)))
-    monkeypatch.setattr(driver, "check_teacher", lambda config: None)
-    self.features = SimpleNamespace(sha256=MEASURED["feature_sha256"])
-    monkeypatch.setattr(driver, "load_features", lambda fields: self.features)
-
-  def succeed(self, name, seed, fid):
-    """From now on the run of this row and seed leaves these results."""
-    (run,) = self.plan(name, (seed,))
-    source = self.source / run.name
-    source.mkdir(parents=True)
-    (source / "config.json").write_text(json.dumps(run.config.to_dict()))
-    (source / "results.json").write_text(json.dumps(make_results(run, fid, fid / 100)))
-
-  def plan(self, names, seeds):
-    rows = driver.select(names)
-    return plan.make_runs("tests/tiny.py", tiny.get_config(), {}, self.folder, rows, seeds)[1]
-
-  def run(self, rows="baseline,lmb", seeds=(1, 2), jobs=1, teacher_each=False, added=(), **overrides):
-    overrides = {name.replace("__", "."): value for name, value in overrides.items()}
-    return driver.run_study(
-        "tests/tiny.py", tiny.get_config(**overrides), overrides, self.folder, rows, seeds, teacher_each=teacher_each,
-        jobs=jobs, environment=dict(os.environ), command="python -m study", added=added)  # fmt: skip
-
-  def attempts(self):
-    lines = (self.folder / "study.jsonl").read_text().splitlines()
-    return [(line["run"], line["exit_code"]) for line in map(json.loads, lines)]
 
 
 @pytest.fixture
@@ -140,132 +90,6 @@ def test_no_teacher_no_students(study, capfd):
   assert "[2/2] baseline seed 2: Frechet distance 30.0" in said
   assert "failed: teacher seed 1\nfailed: baseline seed 1\n" in errors
   assert study.attempts() == [("teacher seed 1", 1), ("teacher seed 2", 0), ("baseline seed 2", 0)]
-
-
-@pytest.mark.parametrize("rows", ["lmb", "baseline,lmb"])
-def test_a_second_teacher_of_a_seed(study, rows):
-  """Also where the finished run is among those that are asked for, and would be kept."""
-  study.succeed("baseline", 1, 30.0)
-  assert study.run("baseline", (1,)) == 0
-  with pytest.raises(ValueError, match=r"baseline/seed_1 was trained from .*/teacher, and other runs of seed 1 would be"
-                                       r" from .*/teacher_1: give --teachers"):  # fmt: skip
-    study.run(rows, (1,), teacher_each=True)
-  assert len(study.attempts()) == 2
-
-
-@pytest.mark.parametrize("changes, words", [
-    (dict(teacher_each=True), r"baseline/seed_1 was trained from .*/teacher, and other runs of seed 1 would be from"
-                              r" .*/teacher_1: give --teachers"),
-    (dict(sample__steps=9), r"differ in sample.steps: 4 \(baseline seed 1\), 9 \(lmb seed 1\); give another --folder"),
-    (dict(student__steps=9), r"differ in student.steps: 6 \(baseline seed 1\), 9 \(lmb seed 1\)"),
-])
-def test_runs_that_no_table_could_hold(study, changes, words):
-  """Beside what the folder has: said before a teacher or a student is trained."""
-  study.succeed("baseline", 1, 30.0)
-  assert study.run("baseline", (1,)) == 0
-  with pytest.raises(ValueError, match=words):
-    study.run("lmb", (1,), **changes)
-  assert len(study.attempts()) == 2
-
-
-def test_another_teacher_would_be_trained(study):
-  """The folder's teacher was given by its path, which is forgotten now; a folder that was moved with it is taken."""
-  study.succeed("baseline", 1, 30.0)
-  assert study.run("baseline", (1,)) == 0
-  study.succeed("lmb", 1, 20.0)
-  moved = study.folder.rename(study.folder.with_name("moved"))
-  study.folder = moved
-  assert study.run("lmb", (1,)) == 0
-  (moved / "teacher" / "teacher" / "6").rmdir()
-  with pytest.raises(ValueError, match="baseline/seed_1 was trained from .*/study/teacher, and other runs of seed 1"):
-    study.run("ebb", (1,))
-
-
-def test_added_results_that_do_not_fit(study, tmp_path):
-  """They are compared with what the folder has before anything is run."""
-  study.succeed("baseline", 1, 30.0)
-  assert study.run("baseline", (1,)) == 0
-  content = json.loads((study.folder / "results.json").read_text())
-  content["about"]["training_steps"] = [99]
-  (tmp_path / "other.json").write_text(json.dumps(content))
-  with pytest.raises(ValueError, match="differ in training_steps"):
-    study.run("lmb", (1,), added=[tmp_path / "other.json"])
-  assert len(study.attempts()) == 2
-
-
-@pytest.mark.parametrize("features", [SimpleNamespace(sha256="ef" * 32), None])
-def test_other_features(study, tmp_path, features):
-  """A classifier that was trained anew, beside finished runs or those of another study: said before a run is."""
-  study.succeed("baseline", 1, 30.0)
-  assert study.run("baseline", (1,)) == 0
-  study.features = features
-  words = "measured with features of SHA-256 abab.* now has (efef|None)"
-  with pytest.raises(ValueError, match=words):
-    study.run("baseline,lmb", (1,))
-  added = study.folder.rename(tmp_path / "other") / "results.json"
-  with pytest.raises(ValueError, match=words):
-    study.run("lmb", (1,), added=[added])
-  assert not study.folder.exists()
-
-
-def test_without_features(study):
-  """evaluation.feature_network="none": results say nothing of features; the study goes on all the same."""
-  study.features = None
-  for name in ("baseline", "lmb"):
-    study.succeed(name, 1, 30.0)
-    path = study.source / f"{name} seed 1" / "results.json"
-    content = json.loads(path.read_text())
-    for model in content["models"]:
-      del model["feature_sha256"]
-      model |= dict(fid=None, feature_network=None)
-    path.write_text(json.dumps(content))
-  assert study.run("baseline", (1,)) == study.run("baseline,lmb", (1,)) == 0
-
-
-def test_measured_again_by_other_fields(study):
-  """Sampling steps that change for all rows: broken off in the middle, the same command goes on; another row alone is
-  refused."""
-  names = ("baseline", "lmb")
-  for name in names:
-    study.succeed(name, 1, 30.0)
-  assert study.run(seeds=(1,)) == 0
-  source = study.source / "baseline seed 1"
-  config = json.loads((source / "config.json").read_text())
-  config["sample"]["steps"] = 9
-  (source / "config.json").write_text(json.dumps(config))
-  results = json.loads((source / "results.json").read_text())
-  results["config_sha256"] = plan.config_digest(ConfigDict(config))
-  results["models"] = [{**model, "steps": 9} for model in results["models"]]
-  (source / "results.json").write_text(json.dumps(results))
-  for path in (study.folder / "baseline" / "seed_1").iterdir():
-    if path.name in ("config.json", "results.json"):
-      path.write_text((source / path.name).read_text())  # measured again; then the study was stopped
-  with pytest.raises(ValueError, match="differ in sample.steps"):
-    study.run("baseline,ebb", (1,), sample__steps=9)
-  lmb = study.source / "lmb seed 1"
-  config["method"] = "lmb"
-  (lmb / "config.json").write_text(json.dumps(config))
-  (lmb / "results.json").write_text(json.dumps({**results, "config_sha256": plan.config_digest(ConfigDict(config))}))
-  assert study.run(seeds=(1,), sample__steps=9) == 0
-  assert study.attempts()[-1] == ("lmb seed 1", 0)
-
-
-def test_of_the_first_held_out_images(study, tmp_path):
-  """A run of before, which took the first of them, is measured again with its row; beside it no other is trained."""
-  study.succeed("baseline", 1, 30.0)
-  path = study.source / "baseline seed 1" / "results.json"
-  new = json.loads(path.read_text())
-  path.write_text(json.dumps({**new, "heldout": {"images": 2048}}))
-  assert study.run("baseline", (1,)) == 0
-  study.succeed("lmb", 1, 20.0)
-  with pytest.raises(ValueError, match="baseline/seed_1 was measured on the first 2048 held-out images"):
-    study.run("lmb", (1,))
-  shutil.copy(study.folder / "results.json", tmp_path / "other.json")
-  path.write_text(json.dumps({**new, "heldout": {"images": 2048, "of": 5000}}))
-  assert study.run("baseline", (1,)) == 0
-  assert study.attempts()[-1] == ("baseline seed 1", 0) and len(study.attempts()) == 3
-  with pytest.raises(ValueError, match="a study of --add was measured on the first 2048"):
-    study.run("lmb", (1,), added=[tmp_path / "other.json"])
 
 
 def test_fields_that_rows_set_themselves(study, capfd):
