@@ -14,7 +14,7 @@ from binarydm_jax.deploy.unfinished import unfinished
 from binarydm_jax.files import sha256_of, write_atomically
 from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
-from binarydm_jax.quant import LayerRule
+from binarydm_jax.quant import LayerRule, deployed_table
 from binarydm_jax.training import feed, stages
 from binarydm_jax.training.validation import load_features
 from binarydm_jax.workdir import check_own_teacher
@@ -60,7 +60,7 @@ def _abstract_params(problem):
 
 def student_cost(problem, table=None):
   """Cost of the student with a deployed rule table (None: that of the finished student), as it is exported."""
-  table = cost_lib.deployed_table(problem.table) if table is None else table
+  table = deployed_table(problem.table) if table is None else table
   remainder_bytes = REMAINDERS[problem.config.export.remainder].itemsize
   return cost_lib.model_cost(problem.layers, table, _abstract_params(problem), remainder_bytes)
 

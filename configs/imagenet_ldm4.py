@@ -4,7 +4,8 @@
     --config.teacher.checkpoint=model.ckpt --config.data.source=folder:imagenet/train
 
 Sampling in 20 steps with classifier-free guidance; the paper does not state the scale, 3 here.
-Variants: --config.quant.act_bits=32 | 8 | 4; --config.method=binarydm_v1 | baseline | lsq.
+Variants: --config.quant.act_bits=32 | 8 | 4; --config.method=baseline | binarydm_v1 | lsq (v2 to v4 of the paper, which
+have these two, with --config.quant.edges=float).
 """
 
 from configs import ldm4

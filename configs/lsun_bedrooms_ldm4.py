@@ -7,15 +7,16 @@ Without --config.evaluation.feature_network=inception and --config.evaluation.in
 are drawn, and no FID is measured.
 
 Variants, each one override, and the FID that was published for 50,000 samples by DDIM-100 (full precision 3.09). None
-of it was run here: it needs LSUN, the checkpoint and accelerators. v2 to v5 are versions of arXiv 2404.05662.
+of it was run here: it needs LSUN, the checkpoint and accelerators. v2 to v5 are versions of arXiv 2404.05662; their
+tables are of other settings (one basis W1A4 has 39.69 in v2 to v4) and do not compare with each other.
 
-  (none)                                                     BinaryDM (v5) W1A4      7.74
-  --config.quant.act_bits=32                                 BinaryDM (v5) W1A32     6.99
-  --config.distill.weight=0                                  EBB alone W1A4          8.53
-  --config.method=baseline                                   one basis W1A4          10.87
-  --config.method=baseline --config.quant.act_bits=32        one basis W1A32         8.43
-  --config.method=binarydm_v1                                BinaryDM (v2-v4) W1.1A4 7.11
-  --config.method=lsq                                        LSQ W2A4 (v2-v4)        12.95
+  (none)                                                        BinaryDM (v5) W1A4      7.74
+  --config.quant.act_bits=32                                    BinaryDM (v5) W1A32     6.99
+  --config.distill.weight=0                                     EBB alone (v5) W1A4     8.53
+  --config.method=baseline                                      one basis (v5) W1A4     10.87
+  --config.method=baseline --config.quant.act_bits=32           one basis (v5) W1A32    8.43
+  --config.method=binarydm_v1 --config.quant.edges=float        BinaryDM (v2-v4) W1.1A4 7.11
+  --config.method=lsq --config.quant.edges=float                LSQ (v2-v4) W2A4        12.95
   --config.quant.act_bits=8                                  W1A8
 
 On accelerators the command is the same; the batch of 4 is the paper's and must be a multiple of the devices.

@@ -3,7 +3,8 @@
   python -m binarydm_jax.main --config=configs/lsun_churches_ldm8.py --workdir=runs/churches \
     --config.teacher.checkpoint=model.ckpt --config.data.source=folder:lsun/churches
 
-Variants: --config.quant.act_bits=32 | 8 | 4; --config.method=binarydm_v1 | baseline | lsq.
+Variants: --config.quant.act_bits=32 | 8 | 4; --config.method=baseline | binarydm_v1 | lsq (v2 to v4 of the paper, which
+have these two, with --config.quant.edges=float).
 """
 
 from configs import ldm4

@@ -74,7 +74,7 @@ def test_notebook_runs(tmp_path, monkeypatch):
   cells = [cell.replace(config, f"{config}\nconfig.update_from_flattened_dict({small})") for cell in cells]
   monkeypatch.setattr(sys, "path", [*sys.path])
   run("python", cells, tmp_path, monkeypatch)
-  assert (tmp_path / "runs" / "notebook" / "report.html").exists()
+  assert (tmp_path / "runs" / "notebook" / "binarydm_v1" / "report.html").exists()
 
 
 def test_there_are_marked_blocks():

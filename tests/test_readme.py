@@ -18,7 +18,7 @@ ALL = (ROOT / "README.md").read_text() + "".join(path.read_text() for path in so
 def test_the_librarys_example_runs(tmp_path, monkeypatch):
   """docs/library.md: gradients for every leaf of both collections; the file that is read back gives the student."""
   text = (ROOT / "docs" / "library.md").read_text()
-  train, read, mimic, _ = re.findall(r"```python test\n(.*?)```", text, re.DOTALL)
+  train, read, mimic, evolve, _ = re.findall(r"```python test\n(.*?)```", text, re.DOTALL)
   monkeypatch.chdir(tmp_path)
   names = {}
   exec(train, names)
@@ -34,6 +34,12 @@ def test_the_librarys_example_runs(tmp_path, monkeypatch):
   assert names["projections"][0].shape == (64, 16) and names["lrm"](names["variables"]) > 0
   changed = jax.tree.map(lambda a, b: abs(a - b).max(), names["gradients"], gradients)
   assert max(jax.tree.leaves(changed)) > 0  # the term has gradients of its own
+  exec(evolve, names)
+  late = jax.grad(names["ebb_loss"])(names["trained"], 200)["quant"]
+  for name, layer in names["gradients"]["quant"].items():
+    assert abs(layer["scale2"]).sum() > 0 and abs(late[name]["scale2"]).sum() == 0  # gone after the transition
+  packed = names["load_file"]("head.safetensors")
+  assert any(name.endswith("signs1") for name in packed) and not any("2" in name.rpartition("/")[2] for name in packed)
 
 
 def test_fields_modes_and_methods_exist():

@@ -168,9 +168,8 @@ def _packed(problem, params, path):
 
   from binarydm_jax import quant
   from binarydm_jax.deploy import export
-  from binarydm_jax.deploy.cost import deployed_table
 
-  table = deployed_table(problem.table)
+  table = quant.deployed_table(problem.table)
   student = problem.teacher.clone(rules=table)
   learned = jax.jit(lambda params, *inputs: quant.calibrate(student, params, *inputs))(params, *_inputs(problem))
   variables = {"params": params, "quant": learned}

@@ -12,14 +12,6 @@ import jax
 from binarydm_jax.quant import packed_size, rivals
 
 
-def deployed_table(table):
-  """The rules of a finished student as deployed: an evolving second basis is gone, one basis is left."""
-  return {
-      path: dataclasses.replace(rule, weights="one_basis") if rule.weights == "evolving" else rule
-      for path, rule in table.items()
-  }
-
-
 def weight_bits(rule):
   """Bits a weight: 32 in float, the number of bases, or the bits of LSQ."""
   if rule.weights == "float":
@@ -90,7 +82,7 @@ def model_cost(layers, table, params, remainder_bytes=4):
 
   Args:
     layers: from `quant.inspect_layers`.
-    table: path -> LayerRule, as deployed (`deployed_table`).
+    table: path -> LayerRule, as deployed (`quant.deployed_table`).
     params: tree of the full-precision parameters, arrays or shapes.
     remainder_bytes: of a parameter that is not quantized: 4 in float32, 2 in bfloat16.
   """

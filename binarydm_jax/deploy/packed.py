@@ -33,7 +33,7 @@ def export(path, variables, model, table, layers, diffusion, input_shape, first_
     path: of the file.
     variables: trained {"params", "quant"}.
     model: the UNet.
-    table: rules as deployed, from `cost.deployed_table`.
+    table: rules as deployed, from `quant.deployed_table`.
     layers: from `quant.inspect_layers`.
     diffusion: dict of schedule, num_timesteps, beta_start, beta_end, target.
     input_shape: (h, w, c) of images, or of latents.

@@ -4,8 +4,7 @@ import dataclasses
 
 import flax.traverse_util
 
-from binarydm_jax.deploy.cost import deployed_table
-from binarydm_jax.quant import LayerRule
+from binarydm_jax.quant import LayerRule, deployed_table
 
 
 def unfinished(table, variables, gates, block_names, layers):

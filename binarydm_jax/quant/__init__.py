@@ -17,7 +17,16 @@ from binarydm_jax.quant.layers import (
 from binarydm_jax.quant.packed_entries import PackedAttention, PackedLayer
 from binarydm_jax.quant.packed_variables import dequantized, pack, packed_collections, unpack
 from binarydm_jax.quant.packing import pack_codes, pack_signs, packed_size, unpack_codes, unpack_signs
-from binarydm_jax.quant.rules import RIVALS, LayerRule, Rule, Rules, needs_timesteps, parse_override, preset
+from binarydm_jax.quant.rules import (
+  RIVALS,
+  LayerRule,
+  Rule,
+  Rules,
+  deployed_table,
+  needs_timesteps,
+  parse_override,
+  preset,
+)
 from binarydm_jax.quant.ste import positive, round_ste, sign_ste
 from binarydm_jax.quant.step_size import lsq
 from binarydm_jax.quant.student import binarize, untrained
@@ -46,6 +55,7 @@ __all__ = [
   "Rules",
   "binarize",
   "calibrate",
+  "deployed_table",
   "dequantized",
   "fit_levels",
   "gates_at",

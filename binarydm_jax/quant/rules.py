@@ -192,6 +192,14 @@ def preset(
   return Rules((*rules, Rule("*", LayerRule("one_basis", **how), optional=True)))
 
 
+def deployed_table(table):
+  """The rules of a finished student as deployed: an evolving second basis is gone, one basis is left."""
+  return {
+      path: dataclasses.replace(rule, weights="one_basis") if rule.weights == "evolving" else rule
+      for path, rule in table.items()
+  }
+
+
 def parse_override(text):
   """"PATTERN=WEIGHTS/BITS" -> Rule, as in "middle/*=lsq4/8" (4-bit LSQ weights, 8-bit activations) or "*/up=float/32".
 

@@ -6,7 +6,7 @@ import pytest
 
 from binarydm_jax import quant
 from binarydm_jax.deploy import model_cost
-from binarydm_jax.deploy.cost import deployed_table, nominal_bits, weight_bits
+from binarydm_jax.deploy.cost import nominal_bits, weight_bits
 from binarydm_jax.models.unet import EDGES, UNet
 from binarydm_jax.quant import LayerInfo, LayerRule
 
@@ -62,7 +62,7 @@ def test_nothing_quantized_costs_the_float_network():
 def test_deployed_table_drops_the_evolving_basis():
   """EBB that has finished is one basis, with its activation bits; the table that it trains with counts two."""
   table = {"a": LayerRule("evolving", act_bits=4), "b": LayerRule("multi_basis"), "c": LayerRule("lsq", 5)}
-  assert deployed_table(table) == {**table, "a": LayerRule("one_basis", act_bits=4)}
+  assert quant.deployed_table(table) == {**table, "a": LayerRule("one_basis", act_bits=4)}
   assert [weight_bits(rule) for rule in table.values()] == [2, 2, 5]
 
 

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 
 from binarydm_jax import quant
 from binarydm_jax.deploy import PackedError, export, load, model_cost
-from binarydm_jax.deploy.cost import deployed_table
 from binarydm_jax.models import Autoencoder
 from binarydm_jax.models.unet import EDGES, UNet
 
@@ -47,7 +46,7 @@ def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, activatio
     return jnp.asarray(rng.uniform(0.05, 0.3, leaf.shape), jnp.float32)
 
   learned = jax.tree_util.tree_map_with_path(fill, learned)
-  table = deployed_table(trained)
+  table = quant.deployed_table(trained)
   return teacher.clone(rules=table), table, layers, {"params": params, "quant": learned}
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from binarydm_jax import quant
 from binarydm_jax.deploy import export, load, model_cost
-from binarydm_jax.deploy.cost import deployed_table
 from binarydm_jax.deploy.unfinished import unfinished
 from binarydm_jax.models.unet import EDGES
 from tests.deploy.test_packed import DIFFUSION, SHAPE, unet
@@ -44,7 +43,7 @@ def test_equals_the_gated_student(on, attention, second, tmp_path):
 def test_nothing_changes_over_time():
   """Without gates: the rules and variables of the finished student."""
   table, variables = {"a": quant.LayerRule("evolving")}, {"params": {}, "quant": {}}
-  assert unfinished(table, variables, None, (), []) == (deployed_table(table), variables, ())
+  assert unfinished(table, variables, None, (), []) == (quant.deployed_table(table), variables, ())
 
 
 def test_nothing_is_quantized():
