@@ -61,6 +61,8 @@ def _encode(problem, workdir):
     for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
         for found in read_ahead(data, examples, fields.batch_size, pool):
+          if jax.process_count() == 1:  # of several, each may have other numbers of batches: between shards
+            preemption.check()
           rows = [row for row, _ in found]
           replaced += sum(other for _, other in found)
           images = np.stack([row["image"] for row in rows])

@@ -12,7 +12,10 @@ def write_atomically(path, data):
   # Random: processes of several hosts may write it at once, and have the same number.
   temporary = path.with_name(f".{path.name}.tmp{os.urandom(6).hex()}")
   try:
-    temporary.write_bytes(data)
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())  # a machine that loses its power could else keep the name and not the bytes
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

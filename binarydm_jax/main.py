@@ -113,10 +113,12 @@ def with_shipped_model(argv):
 
 
 def _fail(words, several):
-  print(words, file=sys.stderr, flush=True)
-  if several:
-    # An ordinary exit would wait for processes that wait for this one.
-    os._exit(1)
+  try:
+    print(words, file=sys.stderr, flush=True)
+  finally:  # nobody may be there to read it
+    if several:
+      # An ordinary exit would wait for processes that wait for this one.
+      os._exit(1)
   sys.exit(1)
 
 

@@ -140,15 +140,16 @@ def _export(problem, workdir, step, table, variables, waiting, first_stage):
   if step < steps:
     blocks = f", {len(waiting)} of its {len(problem.teacher.block_names)} blocks not binarized yet" if waiting else ""
     _say(f"of an unfinished student, step {step} of {steps}{blocks}: export.force")
+  program = path.with_suffix(".stablehlo")
+  if sha256_of(path) != before:
+    program.unlink(missing_ok=True)  # it was of the file before
   if fields.stablehlo:
-    program, options = path.with_suffix(".stablehlo"), problem.config.sample
+    options = problem.config.sample
     size = stablehlo.write_step(
         load(path, "xla"), program, clip=options.clip, guidance=options.guidance,
         dynamic_threshold=options.dynamic_threshold,
     )
     _say(f"{program}: {size:,} bytes, one step of DDIM")
-  elif sha256_of(path) != before:
-    path.with_suffix(".stablehlo").unlink(missing_ok=True)  # it was of the file before
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

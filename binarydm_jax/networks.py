@@ -17,7 +17,7 @@ from binarydm_jax.diffusion import make_sampler
 from binarydm_jax.evaluation.sample_files import SampleWriter, open_samples
 from binarydm_jax.evaluation.sampling import make_draw, sampling_options, to_uint8
 from binarydm_jax.first_stage import open_first_stage
-from binarydm_jax.importers import load_unet
+from binarydm_jax.importers import check_diffusion, load_unet
 from binarydm_jax.mesh import make_mesh, put_replicated, wait_for_all
 from binarydm_jax.models import Autoencoder
 from binarydm_jax.training import feed, stages
@@ -153,6 +153,7 @@ def teacher_variables(problem, workdir):
     steps = read_config(external)["teacher"]["steps"]
     variables = stages.restore_ema(problem, "teacher", Path(external).expanduser(), steps)
   else:
+    check_diffusion(external, problem.schedule, problem.config.diffusion.target)
     variables = {"params": put_replicated(load_unet(external, problem.teacher), make_mesh())}
   # Once given it is not trained here: `check_own_teacher`.
   lock_inputs(workdir, teacher_sha256=digest(variables["params"]), **({"teacher_given": True} if external else {}))

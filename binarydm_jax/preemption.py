@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run where nothing is lost: everybody asks between two pieces of work whether to stop.
+"""SIGTERM, SIGINT and SIGHUP end a run where nothing is lost: all ask between two pieces of work whether to stop.
 
 One process keeps a flag. Several take JAX's preemption service, which lets all of them stop at the same question: so
 every process must ask equally often. A signal that comes while a program compiles or runs is served when it returns.
@@ -9,7 +9,7 @@ import signal
 
 # sysexits.h EX_TEMPFAIL: the run is whole, the same command continues it. A scheduler may requeue on it.
 EXIT_CODE = 75
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal is gone
 
 _received = None
 _shared = False
@@ -21,7 +21,7 @@ class Preempted(Exception):
 
 
 def install():
-  """Takes both signals from now on; the second SIGINT interrupts at once."""
+  """Takes the signals from now on, SIGHUP unless `nohup` has; the second SIGINT interrupts at once."""
 
   def receive(number, frame):
     global _received
@@ -29,11 +29,12 @@ def install():
     if _received == number == signal.SIGINT:
       raise KeyboardInterrupt
     _received = number
-    if _shared and number == signal.SIGINT:
+    if _shared and number != signal.SIGTERM:
       os.kill(os.getpid(), signal.SIGTERM)  # which the service takes, so that all processes learn of it
 
   for number in SIGNALS:
-    signal.signal(number, receive)
+    if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+      signal.signal(number, receive)
 
 
 def share():

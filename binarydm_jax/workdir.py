@@ -54,7 +54,7 @@ def read_config(workdir):
   except OSError:
     raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json") from None
   except json.JSONDecodeError:
-    raise ValueError(f"{path} is not valid JSON; remove the workdir or give another") from None
+    raise ValueError(f"{path} is not valid JSON: remove that file, the next run writes it anew") from None
 
 
 def is_run(path):
@@ -141,6 +141,11 @@ def check_teacher(config):
     stage = section == "first_stage" and name not in FREE
     if section in ("model", "diffusion") or stage or name in shared:
       raise ValueError(f"teacher.checkpoint {folder!r} has {name}={theirs!r}, this run {ours!r}; set them alike")
+  if config.sample.guidance != 1 and not old["teacher"].get("label_dropout"):
+    raise ValueError(
+        f"sample.guidance is {config.sample.guidance}, and teacher.checkpoint {folder!r} has teacher.label_dropout=0:"
+        " its null class was never trained; give another teacher, or set the guidance to 1"
+    )
 
 
 def _split_fields(old, new):
@@ -160,16 +165,15 @@ def lock_images(config, workdir, *counts):
   Raises:
     ValueError: the run, or that of its teacher on the same source, was begun with another number.
   """
-  lock_inputs(workdir, num_images=list(counts))
   teacher = config.teacher.checkpoint
-  if not teacher or not is_run(teacher) or read_config(teacher)["data"]["source"] != config.data.source:
-    return
-  theirs = read_inputs(teacher).get("num_images", list(counts))
-  if theirs != list(counts):
-    raise ValueError(
-        f"teacher.checkpoint {teacher!r} was trained with num_images {theirs}, and now they are {list(counts)}: give"
-        " the images of then, or another teacher"
-    )
+  if teacher and is_run(teacher) and read_config(teacher)["data"]["source"] == config.data.source:
+    theirs = read_inputs(teacher).get("num_images", list(counts))
+    if theirs != list(counts):
+      raise ValueError(
+          f"teacher.checkpoint {teacher!r} was trained with num_images {theirs}, and now they are {list(counts)}: give"
+          " the images of then, or another teacher"
+      )
+  lock_inputs(workdir, num_images=list(counts))
 
 
 def lock_config(config, workdir, write=True):
@@ -190,5 +194,6 @@ def lock_config(config, workdir, write=True):
         raise ValueError(
             f"{workdir} was begun with {name}={before!r}, and now it is {now!r}: give another --workdir, or set it back"
         )
-  if write and jax.process_index() == 0:
-    write_atomically(path, (json.dumps(new, indent=2) + "\n").encode())
+  text = (json.dumps(new, indent=2) + "\n").encode()
+  if write and jax.process_index() == 0 and not (path.exists() and path.read_bytes() == text):
+    write_atomically(path, text)

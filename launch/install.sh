@@ -8,7 +8,8 @@ install() {  # install REQUIREMENTS
   # The stamp holds the files that were installed: nothing is done again while they are the same.
   local stamp=$venv/installed-$1
   if ! cat requirements*.txt | cmp -s - "$stamp"; then
-    [ -x "$python" ] || "$base" -m venv "$venv"
+    # By pip, which comes last: an environment that was broken off, or made where venv was not whole, is made again.
+    "$python" -m pip --version > /dev/null 2>&1 || "$base" -m venv "$venv"
     echo "installing the packages of $1 into $venv ..."
     "$python" -m pip install --quiet --disable-pip-version-check -r "$1"
     cat requirements*.txt > "$stamp"

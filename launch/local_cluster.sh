@@ -9,7 +9,7 @@ shift
 python=${PYTHON:-$( [ -x .venv/bin/python ] && echo .venv/bin/python || echo python3 )}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 pids=()
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT HUP
 for ((id = 0; id < count; id++)); do
   JAX_PLATFORMS=cpu "$python" -m binarydm_jax.main --coordinator="localhost:$port" --num_processes="$count" \
     --process_id="$id" "$@" &

@@ -92,6 +92,23 @@ def test_stablehlo_option(workdir):
   assert not (workdir / "model.stablehlo").exists()
 
 
+def test_a_program_of_another_file_goes_first(workdir, monkeypatch):
+  """Broken off before the new one is there, no program is left rather than that of other weights."""
+  export(workdir)
+  (workdir / "model.stablehlo").write_bytes(b"of the averages")
+
+  def broken(*arguments, **options):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(modes.stablehlo, "write_step", broken)
+  with pytest.raises(KeyboardInterrupt):
+    export(workdir, stablehlo=True)
+  assert (workdir / "model.stablehlo").exists()  # the same file
+  with pytest.raises(KeyboardInterrupt):
+    export(workdir, stablehlo=True, averaged=False)
+  assert not (workdir / "model.stablehlo").exists()
+
+
 def test_unfinished_student(workdir, tmp_path, capsys, monkeypatch):
   """Refused in one line; export.force writes what the step computes, and says so: the outer blocks and attention's
   activations in float. Its evaluation counts that file."""

@@ -22,7 +22,7 @@ ALLOWED = {
     "quant", "models", "diffusion", "data", "files", "importers", "mesh", "command_line", "compilation",
     "evaluation",
   },
-  "importers": {"models", "importers"},
+  "importers": {"models", "diffusion", "importers"},
   "training": {
     "quant", "models", "diffusion", "distill", "data", "errors", "evaluation", "files", "first_stage", "mesh", "plots",
     "preemption", "compilation", "training",

@@ -16,11 +16,12 @@ from binarydm_jax import main
 from binarydm_jax.data import open_latents
 from binarydm_jax.deploy import load
 from binarydm_jax.first_stage import open_first_stage
-from binarydm_jax.importers import autoencoder_entries, load_autoencoder, restore, unet_entries
+from binarydm_jax.importers import CheckpointError, autoencoder_entries, load_autoencoder, restore, unet_entries
 from binarydm_jax.models import Autoencoder
 from binarydm_jax.training import feed
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.sharding import make_mesh
+from binarydm_jax.workdir import digest
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -197,6 +198,17 @@ def test_results_are_images(run):
     assert row["guidance"] == 2.0 and np.isfinite(row["heldout_loss"])
 
 
+def test_a_teacher_of_another_schedule(run, tmp_path):
+  """A file that states its betas is refused before anything is trained by others."""
+  config, _ = run
+  content = torch.load(config.teacher.checkpoint, weights_only=True)
+  content["state_dict"]["betas"] = torch.linspace(1e-4, 0.0155, 1000)
+  torch.save(content, tmp_path / "ldm.ckpt")
+  config = tiny.get_config(**FIELDS, **{"teacher.checkpoint": str(tmp_path / "ldm.ckpt")})
+  with pytest.raises(CheckpointError, match="1000 timesteps with betas from 0.0001 to 0.0155, and diffusion.schedule"):
+    main.run(config, tmp_path / "run", "binarize")
+
+
 def test_packed_file_knows_its_first_stage(run):
   _, workdir = run
   file = load(workdir / "model.safetensors")
@@ -211,9 +223,10 @@ def test_latents_of_the_packed_file_become_images(run):
   model = load(workdir / "model.safetensors")
   latents = model.sample(jax.random.key(0), 2, sampler="ddim", steps=2, labels=jax.numpy.array([3, 1]), guidance=2.0)
   fields = dict(model.first_stage)
-  factor, _ = fields.pop("scale_factor"), fields.pop("sha256")
+  factor, sha256 = fields.pop("scale_factor"), fields.pop("sha256")
   decoder = Autoencoder(**fields)
   params, _ = load_autoencoder(config.teacher.checkpoint, decoder)
+  assert digest(params) == sha256
   images = decoder.apply({"params": params}, latents / factor, method="decode")
   stage = open_first_stage(config, build(config).first_stage, workdir, None)
   assert images.shape == (2, 8, 8, 1)

@@ -32,6 +32,14 @@ def test_a_signal_stops_before_the_next_piece_of_work(handlers, number):
   assert done == [1, 2] and preemption.requested()
 
 
+def test_nohup(handlers):
+  """A run that is not to end with its terminal does not."""
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  preemption.install()
+  os.kill(os.getpid(), signal.SIGHUP)
+  assert not preemption.requested()
+
+
 def test_second_interrupt_stops_at_once(handlers):
   """Ctrl-C twice is for those who do not want to wait; SIGTERM may come as often as it likes."""
   os.kill(os.getpid(), signal.SIGTERM)

@@ -150,6 +150,20 @@ def test_a_teacher_of_another_split(tmp_path):
   check(**both | {"data.test_split": "validation", "data.holdout": 0.3})
 
 
+def test_guidance_by_a_teacher_without_null_class(tmp_path):
+  """Its null class was never trained."""
+  run = make_run(tmp_path / "teacher")
+  fields = {"model.class_conditional": True, "model.null_class": True}
+  guided = tiny.get_config(**fields, **{"teacher.checkpoint": str(run), "sample.guidance": 2.0})
+  for dropout in (0.1, 0.0):
+    config = tiny.get_config(**fields, **{"teacher.label_dropout": dropout})
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    if dropout:
+      workdir.check_teacher(guided)
+  with pytest.raises(ValueError, match="teacher.label_dropout=0: its null class was never trained"):
+    workdir.check_teacher(guided)
+
+
 def test_a_teacher_of_fewer_images(tmp_path):
   """The same source has more by now: other images are held out."""
   run = make_run(tmp_path / "teacher")
@@ -160,6 +174,7 @@ def test_a_teacher_of_fewer_images(tmp_path):
   workdir.lock_images(config, tmp_path / "a", 90, 10)
   with pytest.raises(ValueError, match=r"was trained with num_images \[90, 10\], and now they are \[180, 20\]"):
     workdir.lock_images(config, tmp_path / "b", 180, 20)
+  workdir.lock_images(config, tmp_path / "b", 90, 10)  # what was refused is not kept
 
 
 def test_export_leaves_the_config_of_the_results(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from binarydm_jax import main
-from binarydm_jax.training.problem import build
+from binarydm_jax.training.problem import build, count_classes
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,13 @@ CASES = {
   "a null class that is never trained": (
     {"model.class_conditional": True, "model.null_class": True, "sample.guidance": 2.0},
     r"teacher.label_dropout 0: the null class is never trained"
+  ),
+  "a null class that the student never sees": (
+    {"model.class_conditional": True, "model.null_class": True, "sample.guidance": 2.0, "teacher.label_dropout": 0.1},
+    r"student.label_dropout 0: the null class is never trained"
+  ),
+  "bits of other weights": (
+    {"quant.weight_bits": 4}, r"weight_bits is 4, which only LSQ's weights have, and method 'binarydm_v1' has 'lmb'"
   ),
   "a reference for nothing": (
     {"evaluation.feature_network": "none", "evaluation.reference": "x.npz"}, r"evaluation.reference has no use, since"
@@ -178,3 +186,15 @@ def test_what_is_required():
   command = [sys.executable, "-m", "binarydm_jax.main", "--config=configs/digits.py"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 1 and done.stderr == "error: --workdir is missing (--help lists the flags)\n"
+
+
+def test_fewer_folders_than_classes():
+  """Labels of a folder are positions among its folders: of 999 of 1,000 all after the gap would be wrong."""
+  source = SimpleNamespace(num_classes=3)
+  conditional = tiny.get_config(**{"model.class_conditional": True, "model.num_classes": 4}).model
+  with pytest.raises(ValueError, match="num_classes is 4, and data.source 'folder:x' has 3 folders of images"):
+    count_classes(conditional, "folder:x", source)
+  assert count_classes(conditional, "npz:x", source) == 4  # states its labels
+  assert count_classes(conditional, "folder:x", None) == 4
+  conditional.num_classes = 0
+  assert count_classes(conditional, "folder:x", source) == 3

@@ -8,8 +8,9 @@ from binarydm_jax.data.images import DataError
 from binarydm_jax.data.latent_writer import LatentWriter
 from binarydm_jax.data.latents import Latents, open_latents
 from binarydm_jax.data.pipeline import batches, read_all, spread
-from binarydm_jax.data.sources import Source, open_source
+from binarydm_jax.data.sources import Source, open_source, open_splits
 
 __all__ = [
-  "DataError", "LatentWriter", "Latents", "Source", "batches", "open_latents", "open_source", "read_all", "spread",
+  "DataError", "LatentWriter", "Latents", "Source", "batches", "open_latents", "open_source", "open_splits", "read_all",
+  "spread",
 ]  # fmt: skip

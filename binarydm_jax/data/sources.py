@@ -84,6 +84,21 @@ def open_source(
   """
   if split not in ("train", "test"):
     raise DataError(f"split is {split!r}; it must be 'train' or 'test'")
+  fields = train_split, test_split, holdout, skip_unreadable, data_dir
+  return _splits(spec, image_size, channels, *fields)(split)
+
+
+def open_splits(
+  spec: str, *, image_size, channels, train_split="train", test_split="", holdout=0.1, skip_unreadable=False,
+  data_dir=None,
+) -> tuple[Source, Source]:
+  """(train, test) sources of data that are opened once: `open_source` has the arguments and errors."""
+  split = _splits(spec, image_size, channels, train_split, test_split, holdout, skip_unreadable, data_dir)
+  return split("train"), split("test")
+
+
+def _splits(spec, image_size, channels, train_split, test_split, holdout, skip_unreadable, data_dir):
+  """"train" or "test" -> Source; what both read from is opened, and held in memory, once."""
   if channels not in (1, 3):
     raise DataError(f"data.channels is {channels}; it must be 1 (grey) or 3 (RGB)")
   if image_size < 1:
@@ -91,26 +106,36 @@ def open_source(
   if not 0 < holdout < 1:
     raise DataError(f"data.holdout is {holdout}; it must lie between 0 and 1, both excluded")
   kind, _, argument = spec.partition(":")
-  name = f"{spec} ({split})"
+  make = lambda split, num_classes, indices, read: Source(
+    f"{spec} ({split})", num_classes, indices, read, skip_unreadable
+  )
+  if kind == "tfds" and argument and test_split:
+
+    def of_its_own(split):
+      chosen, field = (test_split, "data.test_split") if split == "test" else (train_split, "data.train_split")
+      total, num_classes, read = open_tfds(argument, chosen, field, image_size, channels, data_dir)
+      return make(split, num_classes, range(total), read)
+
+    return of_its_own
   if spec == "digits":
     total, num_classes, read = _open_digits(image_size, channels)
-    return Source(name, num_classes, _split_indices(total, total - _DIGITS_TRAIN, split), read, skip_unreadable)
-  if kind == "tfds" and argument:
-    chosen = test_split if split == "test" and test_split else train_split
-    field = "data.test_split" if split == "test" and test_split else "data.train_split"
-    total, num_classes, read = open_tfds(argument, chosen, field, image_size, channels, data_dir)
-    if test_split:
-      return Source(name, num_classes, range(total), read, skip_unreadable)
-  elif kind == "npz" and argument:
-    total, num_classes, read = _open_npz(os.path.expanduser(argument), image_size, channels)
-  elif kind == "folder" and argument:
-    total, num_classes, read = _open_folder(os.path.expanduser(argument), image_size, channels, skip_unreadable)
+    num_test = total - _DIGITS_TRAIN
   else:
-    raise DataError(f"data.source is {spec!r}; it must be {_FORMS}")
-  if total < 2:
-    raise DataError(f"data.source {spec!r} has {total} images; at least 2 are needed, one to train on and one to test")
-  indices = _split_indices(total, min(max(round(total * holdout), 1), total - 1), split)
-  return Source(name, num_classes, indices, read, skip_unreadable)
+    if kind == "tfds" and argument:
+      opened = open_tfds(argument, train_split, "data.train_split", image_size, channels, data_dir)
+    elif kind == "npz" and argument:
+      opened = _open_npz(os.path.expanduser(argument), image_size, channels)
+    elif kind == "folder" and argument:
+      opened = _open_folder(os.path.expanduser(argument), image_size, channels, skip_unreadable)
+    else:
+      raise DataError(f"data.source is {spec!r}; it must be {_FORMS}")
+    total, num_classes, read = opened
+    if total < 2:
+      raise DataError(
+        f"data.source {spec!r} has {total} images; at least 2 are needed, one to train on and one to test"
+      )
+    num_test = min(max(round(total * holdout), 1), total - 1)
+  return lambda split: make(split, num_classes, _split_indices(total, num_test, split), read)
 
 
 def _split_indices(total: int, num_test: int, split: str) -> np.ndarray:

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def init_worker(worker_index: int, worker_count: int) -> None:
   """What a worker does before it reads anything.
 
-  It ignores SIGINT and SIGTERM: both may go to the whole process group, and the parent, which may have to write a
-  checkpoint first, is who ends its workers. If the parent is killed, they end with it.
+  It ignores SIGINT, SIGTERM and SIGHUP: they may go to the whole process group, and the parent, which may have to write
+  a checkpoint first, is who ends its workers. If the parent is killed, they end with it.
   """
   for number in _SIGNALS:
     signal.signal(number, signal.SIG_IGN)
@@ -31,7 +31,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-  """Processes that are started inside begin with SIGINT and SIGTERM blocked: they wait until `init_worker` runs.
+  """Processes that are started inside begin with those signals blocked: they wait until `init_worker` runs.
 
   Before that a worker imports for seconds, and Ctrl-C would end it with a traceback. Only this thread's signals wait.
   """

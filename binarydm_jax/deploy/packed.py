@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import struct
-from pathlib import Path
 
 import flax.traverse_util
 import jax
@@ -150,7 +149,7 @@ def read(path):
     PackedError: missing, truncated or foreign file; another version; missing, extra or misshapen tensors; a network
       that cannot be; values that are not finite; scales that are not positive; zero points that are none.
   """
-  if not Path(path).exists():
+  if not os.path.exists(path):
     raise PackedError(f"{path} does not exist; --mode=export writes it")
   try:
     with safe_open(path, framework="numpy") as file:

@@ -48,13 +48,13 @@ class Model:
     """The network's prediction of `target`.
 
     Args:
-      x: float [batch, h, w, c].
+      x: [batch, h, w, c], taken as float32.
       t: integer [batch], or one number for all.
       labels: int [batch] of a class-conditional model.
     Returns:
       float32 [batch, h, w, c].
     """
-    x = jnp.asarray(x)
+    x = jnp.asarray(x, jnp.float32)
     t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
     return self._predict(self.variables, x, t, None if labels is None else jnp.asarray(labels))
 

@@ -63,13 +63,17 @@ class SampleWriter:
 
   def remaining(self, batch_size):
     """[(first, size)] of the batches that this process has to draw, of at most batch_size samples; [] if finished."""
-    if self.path.exists():
+    if self._joined():
       return []
     batches, position = [], 0
     for first, stop, _ in [*self._ranges(), (self.count, self.count, None)]:
       batches += [(start, min(batch_size, first - start)) for start in range(position, first, batch_size)]
       position = stop
     return batches[self._process]
+
+  def _joined(self):
+    """Whether the set is there, by its folder's list: over NFS other hosts remember that a name was not there yet."""
+    return self.path.parent.exists() and self.path.name in os.listdir(self.path.parent)
 
   def add(self, first, images, seconds):
     """Writes images uint8 [n, h, w, c], number first .. first + n - 1, that took so many seconds to draw."""

@@ -17,7 +17,7 @@ from absl import app, flags
 from tqdm import trange
 
 from binarydm_jax.command_line import CONFIG, parse_flags, set_up_jax
-from binarydm_jax.data import open_source, read_all
+from binarydm_jax.data import open_splits, read_all
 from binarydm_jax.evaluation import classifier, features
 
 SEED = 0
@@ -96,9 +96,7 @@ def open_labelled(data):
     ValueError: the images have no labels.
   """
   fields = {name: data[name] for name in SOURCE_FIELDS}
-  train_data, test_data = (
-      open_source(data.source, split=split, data_dir=data.data_dir or None, **fields) for split in ("train", "test")
-  )
+  train_data, test_data = open_splits(data.source, data_dir=data.data_dir or None, **fields)
   if train_data.num_classes < 2:
     raise ValueError(f"data.source {data.source!r} has no labels: a classifier needs at least two classes")
   return read_all(train_data), read_all(test_data), train_data.num_classes

@@ -15,7 +15,7 @@ from binarydm_jax.importers.names import autoencoder_entries, unet_entries
 from binarydm_jax.importers.torch_file import read_torch
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-# Buffers of latent diffusion's noise schedule, which our config states.
+# Buffers of latent diffusion's noise schedule, which our config states (`stated_diffusion` compares the betas).
 SCHEDULE = re.compile(
     r"(log_one_minus_|sqrt_|sqrt_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?|betas|logvar|lvlb_weights"
     r"|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|scale_factor|model_ema\.(decay|num_updates)"
@@ -26,7 +26,7 @@ UNET, EMA, FIRST_STAGE, CLASS_EMBEDDER = (
 )
 
 
-def _find(path, folders):
+def find(path, folders):
   """(weights file, diffusers' config or None) at `path`: a file, a folder of one network, or of a whole pipeline."""
   path = Path(path).expanduser()
   if not path.exists():
@@ -51,7 +51,7 @@ def _diffusers_config(path):
   return config
 
 
-def _read(path):
+def read(path):
   """name -> numpy array or torch tensor."""
   if path.suffix == ".safetensors":
     try:
@@ -147,8 +147,8 @@ def load_unet(path, model):
   Raises:
     CheckpointError: unreadable file, pickled code, another architecture; every wrong tensor is named.
   """
-  file, config = _find(path, ("unet",))
-  layout, tensors = _unet_part(_read(file), file)
+  file, config = find(path, ("unet",))
+  layout, tensors = _unet_part(read(file), file)
   _check_layout(layout, config, model, file)
   side = 2 ** len(model.channel_mult)
   context = {}
@@ -170,8 +170,8 @@ def load_autoencoder(path, model):
   Raises:
     CheckpointError: as in `load_unet`.
   """
-  file, config = _find(path, ("vqvae", "vae"))
-  content = _read(file)
+  file, config = find(path, ("vqvae", "vae"))
+  content = read(file)
   layout, tensors = _first_stage_part(content, file)
   if layout == "diffusers" and not config:
     raise CheckpointError(f"{file} is a diffusers network without its config.json; give the folder that holds both")
@@ -189,8 +189,8 @@ def load_scale_factor(path):
   Raises:
     CheckpointError: unreadable file, or a factor that is not a positive number.
   """
-  file, config = _find(path, ("vqvae", "vae", "unet"))
-  return _scale_factor(_read(file), config, file)
+  file, config = find(path, ("vqvae", "vae", "unet"))
+  return _scale_factor(read(file), config, file)
 
 
 def _scale_factor(content, config, file):

@@ -11,7 +11,7 @@ class LayerGate:
 
   Attributes:
     on: scalar, 1 once the layer is quantized (progressive initialisation), else 0; None: quantized.
-    attention: scalar, 1 once attention's q, k, softmax and v are quantized, else 0; None as well where `on` is.
+    attention: scalar, 1 once attention's q, k, softmax and v are quantized, else 0; None: as soon as `on` says.
     second: scalar, what is left of an evolving second basis: from 1 before the transition of EBB to 0 after it; None:
       all.
     timesteps: [batch], from 0 to num_timesteps - 1, for rules that depend on them (`LayerRule.timed`), else None.
@@ -59,7 +59,7 @@ def progressive_rings(order, resolutions):
   if order == "blocks":
     return tuple(abs(i - middle) for i in range(count))
   if order == "levels":
-    ladder = sorted(set(resolutions))
+    ladder = sorted({r for i, r in enumerate(resolutions) if i != middle})
     return tuple(0 if i == middle else 1 + ladder.index(r) for i, r in enumerate(resolutions))
   raise ValueError(f"progressive order {order!r} is not one of none, blocks, levels")
 

@@ -80,7 +80,7 @@ def inspect_layers(model, *inputs, **kwargs):
       return model.init(jax.random.key(0), *arrays, **kwargs)
 
   jax.eval_shape(walk, *inputs)
-  network = _map_size(inputs)
+  network = _map_size(inputs) or _map_size(kwargs)
   layers = {}
   for module, operands, output_shape in calls:
     path = "/".join(module.path)

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from binarydm_jax.quant import activations, rivals, weights
@@ -44,11 +45,18 @@ class _Quantized(nn.Module):
   def _learned(self, name, initial):
     """A variable of `quant`, made by `initial()` while the collection is mutable (init and calibrate)."""
     if not self.has_variable("quant", name) and not self.is_mutable_collection("quant"):
+      path = "/".join(self.path)
+      if self.variables.get("quant"):
+        raise ValueError(f"{path}: the collection 'quant' has no {name!r} for it, so it was made by other rules")
       raise ValueError(
-          f"{'/'.join(self.path)}/{name}: no collection 'quant' was given; apply the model with"
+          f"{path}/{name}: no collection 'quant' was given; apply the model with"
           " {'params': ..., 'quant': ...} and train both; `quant.binarize` or `quant.calibrate` makes the second"
       )
     return self.variable("quant", name, initial).value
+
+  def _compute_dtype(self, x):
+    """The layer's `dtype`, else the input's; float32 for integers, in which a kernel would be cut to zero."""
+    return self.dtype or (x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
 
   def _timesteps(self, rule, x, gate):
     """The timesteps [batch] of a rule that depends on them, else None."""
@@ -101,7 +109,7 @@ class _Quantized(nn.Module):
   def _operands(self, x, kernel_shape, rule, gate):
     """(x, kernel) quantized by the rule and cast to the compute type."""
     kernel = self.param("kernel", self.kernel_init, kernel_shape, jnp.float32)
-    dtype = self.dtype or x.dtype
+    dtype = self._compute_dtype(x)
     x = self._activation(x.astype(dtype), "step", rule, gate, gate.on)
     return x, self._kernel(kernel, rule, gate).astype(dtype)
 
@@ -121,7 +129,7 @@ class _Quantized(nn.Module):
       raise ValueError(f"layer {path!r} is packed: what a gate could switch is gone")
     if "packed" not in self.variables:
       raise ValueError(f"layer {path!r} is packed, and no collection 'packed' was given")
-    dtype = self.dtype or x.dtype
+    dtype = self._compute_dtype(x)
     return entry.run(entry.rule, self.variables["packed"], x.astype(dtype), residual, **geometry).astype(dtype)
 
 
@@ -132,7 +140,7 @@ class QuantDense(_Quantized):
     features: output channels.
     use_bias: adds a float bias.
     rules: None (full precision), a LayerRule, or the table from `quant.resolve`.
-    dtype: compute type; None takes the input's.
+    dtype: compute type; None takes the input's, float32 where that is of integers.
     kernel_init: initializer of the latent weights.
   """
 
@@ -165,14 +173,14 @@ class QuantConv(_Quantized):
   Attributes:
     features: output channels.
     kernel_size: (height, width).
-    strides: one number for both axes.
-    padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+    strides: one number for both axes, or two that are equal.
+    padding: "SAME", "VALID", ((top, bottom), (left, right)), one number for all sides, or (rows, columns).
     use_bias, rules, dtype, kernel_init: as in `QuantDense`.
   """
 
   features: int
   kernel_size: tuple[int, int] = (3, 3)
-  strides: int = 1
+  strides: int | tuple[int, int] = 1
   padding: Any = "SAME"
   use_bias: bool = True
   rules: LayerRule | Mapping[str, LayerRule] | None = None
@@ -182,17 +190,28 @@ class QuantConv(_Quantized):
   def kernel_shape(self, channels):
     return (*self.kernel_size, channels, self.features)
 
+  def _geometry(self):
+    """(stride, padding) as `convolve` has them, from the spellings of flax.linen.Conv."""
+    strides = set(np.atleast_1d(self.strides).tolist())
+    if len(strides) > 1:
+      raise ValueError(f"{'/'.join(self.path)}: strides {self.strides} differ by axis, which is not supported")
+    padding = self.padding
+    if not isinstance(padding, str):
+      sides = (padding, padding) if isinstance(padding, int) else padding
+      padding = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
+    return strides.pop(), padding
+
   @nn.compact
   def __call__(self, x, gate: LayerGate | None = None, residual=None):
     """residual: None, or an array that is added to the output; gate None: everything quantized."""
     gate = ALL_ON if gate is None else gate
-    entry, shape, padding = self._rule(), self.kernel_shape(x.shape[-1]), self.padding
+    entry, shape, (stride, padding) = self._rule(), self.kernel_shape(x.shape[-1]), self._geometry()
     if isinstance(entry, PackedLayer):
       if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (self.strides,) * 2, padding)
-      return self._packed(entry, x, residual, gate, kernel_shape=shape, stride=self.strides, padding=tuple(padding))
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (stride, stride), padding)
+      return self._packed(entry, x, residual, gate, kernel_shape=shape, stride=stride, padding=tuple(padding))
     x, kernel = self._operands(x, shape, entry, gate)
-    y = checkpoint_name(convolve(x, kernel, self.strides, padding), PRODUCT)
+    y = checkpoint_name(convolve(x, kernel, stride, padding), PRODUCT)
     return self._finish(y, residual, entry, gate)
 
 
@@ -209,7 +228,9 @@ class QuantMatmul(_Quantized):
 
   def macs(self, a_shape, b_shape):
     """Multiply-accumulates of one example."""
-    operands, _ = self.equation.split("->")
+    operands, arrow, _ = self.equation.replace(" ", "").partition("->")
+    if not arrow or "." in operands:
+      raise ValueError(f"QuantMatmul needs a letter for each axis, as in 'bqhd,bkhd->bhqk', not {self.equation!r}")
     sizes = {}
     for names, shape in zip(operands.split(","), (a_shape, b_shape), strict=True):
       sizes.update(zip(names, shape, strict=True))
@@ -227,12 +248,12 @@ class QuantMatmul(_Quantized):
     return self._own_rule().act_bits
 
   def _own_rule(self):
-    return self.entry.rule if isinstance(self.entry, PackedAttention) else self.entry
+    return self.entry.rule if isinstance(self.entry, PackedAttention) else self.entry.of_product()
 
   @nn.compact
   def __call__(self, a, b, gate: LayerGate | None = None):
     gate, rule = ALL_ON if gate is None else gate, self._own_rule()
-    on = None if gate.on is None else gate.on * gate.attention
+    on = gate.on if gate.on is None or gate.attention is None else gate.on * gate.attention
     a, b = self._activation(a, "step_a", rule, gate, on), self._activation(b, "step_b", rule, gate, on)
     return checkpoint_name(jnp.einsum(self.equation, a, b), PRODUCT)
 

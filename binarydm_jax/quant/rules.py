@@ -170,6 +170,8 @@ def preset(
     ValueError: an unknown preset or number of bits.
   """
   if weights in RIVALS:
+    if (activation, response) not in (("lsq", "none"), RIVALS[weights]):
+      raise ValueError(f"preset {weights!r} has activation and response of its own: give \"baseline\" others")
     weights, (activation, response) = "baseline", RIVALS[weights]
   if weights not in WEIGHT_PRESETS:
     raise ValueError(f"weights {weights!r} is not one of {', '.join((*WEIGHT_PRESETS, *RIVALS))}")

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from binarydm_jax import quant
-from binarydm_jax.data import open_source
+from binarydm_jax.data import open_splits
 from binarydm_jax.diffusion import Schedule, make_schedule
 from binarydm_jax.first_stage import checkpoint_of
 from binarydm_jax.models import Autoencoder, UNet
@@ -179,8 +179,7 @@ def build_gates(fields, steps, progressive, table, block_names, layers):
 
 def open_data(data):
   """(train, test) sources of `config.data`."""
-  open_split = functools.partial(
-      open_source,
+  return open_splits(
       data.source,
       image_size=data.image_size,
       channels=data.channels,
@@ -190,7 +189,6 @@ def open_data(data):
       skip_unreadable=data.skip_unreadable,
       data_dir=data.data_dir or None,
   )
-  return open_split(split="train"), open_split(split="test")
 
 
 def count_classes(model, data_source, train_data):
@@ -202,6 +200,12 @@ def count_classes(model, data_source, train_data):
     raise ValueError(f"model.class_conditional needs labels, and data.source {data_source!r} has none; set it to False")
   if found > (model.num_classes or found):
     raise ValueError(f"model.num_classes is {model.num_classes}, and data.source {data_source!r} has {found} classes")
+  if 0 < found < model.num_classes and data_source.startswith("folder:"):
+    raise ValueError(
+        f"model.num_classes is {model.num_classes}, and data.source {data_source!r} has {found} folders of images:"
+        " labels are positions among them, and would be other classes than the network's; add what is missing, or"
+        " give an npz with labels"
+    )
   return model.num_classes or found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from binarydm_jax import quant
+from binarydm_jax import preemption, quant
 from binarydm_jax.compilation import jit_once
 from binarydm_jax.distill import fit_projections
 from binarydm_jax.training import sharding
@@ -131,6 +131,7 @@ def _run(problem, stage, workdir, mesh, model, make_begin, make_step):
     found = checkpoints.restore(abstract_checkpoint(problem, stage, mesh), set_aside=True)
     if found and found[0] >= config[stage].steps:
       return sharding.gather(found[1]["state"].ema, mesh)
+    preemption.check()
     begin, frozen = make_begin(found)
     step = make_step(begin.state, frozen)
     state = run_stage(problem, stage, workdir, model, step, begin, frozen, mesh, checkpoints)

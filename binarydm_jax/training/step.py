@@ -66,12 +66,10 @@ def make_examples(model, schedule, target, label_dropout, batch, key):
   Returns:
     {"x_t", "timesteps", "target"}, with "labels" for a class-conditional model and "dropout_keys" for one with dropout.
   """
-  draw_key, dropout_key = jax.random.split(key)
+  draw_key, dropout_key, label_key = jax.random.split(key, 3)
   x_t, timesteps, wanted = draw(schedule, target, batch["image"], draw_key)
   examples = {"x_t": x_t, "timesteps": timesteps, "target": wanted}
   if model.num_classes:
-    # Folded in: the other draws are as they are without it.
-    label_key = jax.random.fold_in(key, 1)
     examples["labels"] = drop_labels(batch["label"], model.num_classes, label_dropout, label_key)
   if model.dropout:
     examples["dropout_keys"] = example_keys(dropout_key, len(x_t))

@@ -152,6 +152,11 @@ def check_method(config, method):
         f"quant.activation {method.activation!r} (of method {config.method!r}) changes what is quantized, and"
         " quant.act_bits is 32: take 8, 4, 3 or 2, or quant.activation=lsq"
     )
+  if method.weights != "lsq" and config.quant.weight_bits != 2:
+    raise ValueError(
+        f"quant.weight_bits is {config.quant.weight_bits}, which only LSQ's weights have, and method {config.method!r}"
+        f" has {method.weights!r}: set method=lsq, or the bits back to 2"
+    )
   if config.export.stablehlo and (method.activation not in INTEGER_ACTIVATIONS or method.response != "none"):
     raise ValueError(
         f"export.stablehlo is for layers in integers, and method {config.method!r} has activation"
@@ -189,11 +194,13 @@ def check_sampling(config, schedule):
     raise ValueError(
         f"sample.guidance is {sample.guidance}; it needs model.null_class and teacher.label_dropout, else set it to 1"
     )
-  if sample.guidance != 1 and teacher.steps and not teacher.checkpoint and not teacher.label_dropout:
-    raise ValueError(
-        f"sample.guidance is {sample.guidance}, and teacher.label_dropout 0: the null class is never trained; set that"
-        " to 0.1, or the guidance to 1"
-    )
+  trained = ["teacher"] * bool(teacher.steps and not teacher.checkpoint) + ["student"]
+  for stage in trained if sample.guidance != 1 else []:
+    if not config[stage].label_dropout:
+      raise ValueError(
+          f"sample.guidance is {sample.guidance}, and {stage}.label_dropout 0: the null class is never trained; set"
+          " that to 0.1, or the guidance to 1"
+      )
   if sample.sampler in ("ddim", "ddpm"):
     if sample.steps:
       sampling_timesteps(schedule, sample.steps, sample.spacing)

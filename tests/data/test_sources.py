@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from binarydm_jax.data import batches, open_source, read_all
+from binarydm_jax.data import batches, open_source, read_all, sources
 from tests.data.tiny_tfds import prepare
 
 
@@ -219,3 +219,20 @@ assert "tensorflow_datasets" in sys.modules
 assert "tensorflow" not in sys.modules
 """
   subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("test_split", ["", "test"])
+def test_both_splits_are_those_of_single_ones(test_split, tmp_path, monkeypatch):
+  """Opened once, unless TFDS has a split for each: an npz is in memory once."""
+  images = np.arange(10 * 4 * 4, dtype=np.uint8).reshape(10, 4, 4)
+  np.savez(tmp_path / "data.npz", images)
+  spec, opened = f"npz:{tmp_path / 'data.npz'}", []
+  real = sources._open_npz
+  monkeypatch.setattr(sources, "_open_npz", lambda *arguments: opened.append(arguments) or real(*arguments))
+  fields = dict(image_size=4, channels=1, holdout=0.3, test_split=test_split)
+  both = sources.open_splits(spec, **fields)
+  assert len(opened) == 1 and [len(source) for source in both] == [7, 3]
+  for split, source in zip(("train", "test"), both):
+    single = sources.open_source(spec, split=split, **fields)
+    assert source.name == single.name == f"{spec} ({split})"
+    np.testing.assert_array_equal([row["image"] for row in source], [row["image"] for row in single])

@@ -26,6 +26,10 @@ def test_levels_are_five_groups_with_the_middle_block_first_and_the_deepest_leve
   assert rings == (4,) * 3 + (3,) * 3 + (2,) * 3 + (1,) * 3 + (0,) + (1,) * 3 + (2,) * 3 + (3,) * 3 + (4,) * 3
 
 
+def test_levels_have_no_gap_where_the_middle_alone_is_deepest():
+  assert progressive_rings("levels", (1, 0.5, 1)) == (1, 0, 1)
+
+
 def test_none_is_one_ring():
   assert progressive_rings("none", LDM4) == (0,) * 25
 

@@ -117,6 +117,60 @@ def test_matmul_is_quantized_once_its_block_and_attention_are(on, attention, exp
   assert MATMUL.apply(MATMUL_QUANT, *MATMUL_INPUTS, _gate(on, attention)).item() == expected
 
 
+@pytest.mark.parametrize("on, expected", [(1, 8), (0, 11)])
+def test_a_gate_without_attentions_own_is_that_of_the_block(on, expected):
+  assert MATMUL.apply(MATMUL_QUANT, *MATMUL_INPUTS, LayerGate(jnp.float32(on))).item() == expected
+
+
+def test_a_product_takes_what_it_can_of_a_layers_rule():
+  """One rule for all layers: what needs channels (a shift for each) is left out of products."""
+  rule = LayerRule("one_basis", act_bits=2, activation="shifted", response="rprelu")
+  assert MATMUL.clone(rules=rule).apply(MATMUL_QUANT, *MATMUL_INPUTS).item() == 8
+
+
+def test_multiply_accumulates_of_an_equation():
+  """Spaces count for nothing; an ellipsis or an implicit output is refused in one line."""
+  assert QuantMatmul("b q d, b k d -> b q k").macs((5, 2, 3), (5, 4, 3)) == 2 * 4 * 3
+  for equation in ("...qd,...kd->...qk", "bqd,bkd"):
+    with pytest.raises(ValueError, match="QuantMatmul needs a letter for each axis"):
+      QuantMatmul(equation).macs((5, 2, 3), (5, 4, 3))
+
+
+def test_integers_are_computed_in_float32():
+  """As flax's layers do; cast to integers the kernel 0.5, -1.5, ... would be 0, -1, ... and have no gradient."""
+  for rule, quant in ((None, {}), (LayerRule("one_basis"), {"scale1": SCALES["scale1"]})):
+    integers, floats = (_dense(rule, quant, DENSE_X.astype(dtype)) for dtype in (np.int32, np.float32))
+    assert integers.dtype == jnp.float32
+    np.testing.assert_array_equal(integers, floats)
+  image = jnp.ones((1, 2, 2, 1), jnp.uint8)
+  assert QuantConv(1).apply({"params": {"kernel": np.full((3, 3, 1, 1), 0.25), "bias": np.zeros(1)}}, image).sum() == 4
+
+
+@pytest.mark.parametrize("fields, plain", [
+  (dict(strides=(2, 2)), dict(strides=2)),
+  (dict(padding=1), dict(padding=((1, 1), (1, 1)))),
+  (dict(padding=(1, 0)), dict(padding=((1, 1), (0, 0)))),
+  (dict(padding=((0, 1), 2)), dict(padding=((0, 1), (2, 2)))),
+], ids=str)  # fmt: skip
+def test_conv_takes_flax_spellings(fields, plain):
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+  variables = _filled(jax.eval_shape(QuantConv(4).init, jax.random.key(1), x))
+  wanted = nn.Conv(4, (3, 3), **fields).apply(variables, x)
+  for how in (fields, plain):
+    np.testing.assert_allclose(QuantConv(4, **how).apply(variables, x), wanted, atol=1e-5)
+
+
+def test_strides_that_differ_by_axis():
+  with pytest.raises(ValueError, match=r"strides \(1, 2\) differ by axis"):
+    QuantConv(4, strides=(1, 2)).init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+
+
+def test_quant_of_other_rules_is_named():
+  """LMB's layer with one basis's variables; the collection is there, so the mend is another."""
+  with pytest.raises(ValueError, match="the collection 'quant' has no 'scale2' for it, so it was made by other rules"):
+    _dense(LayerRule("multi_basis"), {"scale1": SCALES["scale1"]})
+
+
 def test_calibrate_starts_scales_and_steps_as_documented():
   rule = LayerRule("evolving", act_bits=3)
   quant = calibrate(QuantDense(2, rules=rule), DENSE_PARAMS, jnp.asarray(DENSE_X))

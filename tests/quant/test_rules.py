@@ -159,6 +159,7 @@ def test_edges_in_eight_bits():
     (dict(weights="lmb", act_bits=5), "act_bits 5 is not supported: use one of 32, 8, 4, 3, 2"),
     (dict(weights="lmb", edge_bits=4), "edge_bits 4 is not supported: use 8 or 32"),
     (dict(weights="lsq", weight_bits=1), "weight_bits 1 is not supported"),
+    (dict(weights="reactnet", act_bits=4, activation="asymmetric"), "'reactnet' has activation and response of"),
   ],
 )
 def test_unsupported_presets_raise(arguments, message):

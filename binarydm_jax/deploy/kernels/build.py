@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jaxlib
 
 SOURCES = Path(__file__).parent / "src"
 # Products and sums are rounded one by one on every path, so that all give the same bits.
@@ -83,33 +84,50 @@ def cache_folder():
     raise BuildError("no folder to keep the kernels in; set XDG_CACHE_HOME") from None
 
 
+def _digest(*parts):
+  """Of texts and bytes, in 20 hexadecimal digits."""
+  digest = hashlib.sha256()
+  for part in parts:
+    digest.update((part.encode() if isinstance(part, str) else part) + b"\0")
+  return digest.hexdigest()[:20]
+
+
 def library():
-  """The path of the shared library, compiled now if this version was not yet. Raises BuildError.
+  """The path of the shared library, compiled now if this version was not yet by this compiler. Raises BuildError.
+
+  Without any compiler it is one that another has built.
 
   It appears under its name when it is whole; two processes that build it at once do the same work, and either's file
   is good.
   """
-  target, cxx, include = machine(), compiler(), jax.ffi.include_dir()
+  target, folder = machine(), cache_folder()
   files = sorted(path for path in SOURCES.iterdir() if path.is_file())
-  digest = hashlib.sha256()
-  for part in (jax.__version__, include, target, cxx, run([cxx, "--version"]), repr((FLAGS, EXTRA_FLAGS[target]))):
-    digest.update(part.encode() + b"\0")
-  for file in files:
-    digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-  path = cache_folder() / f"kernels-{digest.hexdigest()[:32]}.so"
-  if path.exists():
+  contents = [part for file in files for part in (file.name.encode(), file.read_bytes())]
+  what = _digest(jax.__version__, jaxlib.__version__, target, repr((FLAGS, EXTRA_FLAGS[target])), *contents)
+  try:
+    cxx = compiler()
+    by = _digest(cxx, run([cxx, "--version"]))
+  except BuildError:
+    # As in an image that was built where there is a compiler, and runs where there is none.
+    built = [] if os.environ.get("CXX") else sorted(folder.glob(f"kernels-{what}-*.so"))
+    if not built:
+      raise
+    return built[0]
+  path = folder / f"kernels-{what}-{by}.so"
+  if os.path.exists(path):  # unlike Path.exists False in a folder that may not be searched; what follows says so
     return path
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-      objects = commands(cxx, target, [f for f in files if f.suffix == ".cc"], include, folder)
+      sources = [file for file in files if file.suffix == ".cc"]
+      objects = commands(cxx, target, sources, jax.ffi.include_dir(), folder)
       with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, [command for command, _ in objects]))
       whole = Path(folder) / path.name
       run([cxx, "-shared", "-pthread", *(str(out) for _, out in objects), "-o", str(whole)])
       os.replace(whole, path)
   except OSError as error:
-    raise BuildError(f"cannot write the kernels' cache: {error}") from error
+    raise BuildError(f"cannot write the kernels' cache (XDG_CACHE_HOME moves it): {error}") from error
   return path
 
 

@@ -56,6 +56,39 @@ def test_cache(fake_sources, monkeypatch):
   assert all(file.suffix == ".so" for file in build.cache_folder().iterdir())
 
 
+def test_without_a_compiler(fake_sources, monkeypatch):
+  """What one has built is used where there is none by now, but of these sources alone."""
+  first = build.library()
+
+  def none():
+    raise build.BuildError("no C++ compiler")
+
+  monkeypatch.setattr(build, "compiler", none)
+  assert build.library() == first
+  with monkeypatch.context() as patch:
+    patch.setenv("CXX", "clang++-99")  # asked for by name
+    with pytest.raises(build.BuildError, match="no C[+][+] compiler"):
+      build.library()
+  (fake_sources / "one.cc").write_text('extern "C" int one() { return 2; }\n')
+  with pytest.raises(build.BuildError, match="no C[+][+] compiler"):
+    build.library()
+
+
+def test_a_folder_that_may_not_be_searched(fake_sources, monkeypatch):
+  """As another user's: a reason, and XLA takes over."""
+  stat, makedirs = os.stat, os.mkdir
+
+  def refuse(path, *rest, how=stat, **named):
+    if "cache" in str(path):
+      raise PermissionError(13, "Permission denied", str(path))
+    return how(path, *rest, **named)
+
+  monkeypatch.setattr(os, "stat", refuse)
+  monkeypatch.setattr(os, "mkdir", lambda *rest, **named: refuse(*rest, how=makedirs, **named))
+  with pytest.raises(build.BuildError, match="cannot write the kernels' cache .*Permission denied"):
+    build.library()
+
+
 def test_two_builds_at_once(fake_sources):
   """Both get the same whole library."""
   with ThreadPoolExecutor(4) as pool:

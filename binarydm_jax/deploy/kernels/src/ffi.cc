@@ -18,7 +18,7 @@ class Pool : public Executor {
  public:
   // limit 0: all of the pool's threads.
   Pool(ffi::ThreadPool pool, int64_t limit) : pool_(pool) {
-    const int64_t all = pool.num_threads();
+    const int64_t all = std::max<int64_t>(1, pool.num_threads());
     threads_ = static_cast<int>(limit > 0 && limit < all ? limit : all);
   }
   int threads() const override { return threads_; }

@@ -18,8 +18,9 @@ class Executor {
 };
 
 // body(0) ... body(count - 1), in any order. The caller works too and waits only for what another thread has begun: the
-// pool may be as busy as it likes, nothing waits for a thread that never comes.
-inline void parallel_for(Executor& executor, int64_t count, const std::function<void(int64_t)>& body) {
+// pool may be as busy as it likes, nothing waits for a thread that never comes. Static: of one that files share, the
+// linker could keep the copy of a file that is compiled for AVX2.
+static inline void parallel_for(Executor& executor, int64_t count, const std::function<void(int64_t)>& body) {
   struct State {
     std::atomic<int64_t> next{0}, done{0};
     std::mutex mutex;
