@@ -61,7 +61,9 @@ def _encode(problem, workdir):
     for examples in preemption.between(remaining):
       with writer.shard(examples) as add:
         for found in read_ahead(data, examples, fields.batch_size, pool):
-          if jax.process_count() == 1:  # of several, each may have other numbers of batches: between shards
+          # What is encoded of this file is done again. Several processes may have other numbers of batches each, and
+          # are asked between files.
+          if jax.process_count() == 1:
             preemption.check()
           rows = [row for row, _ in found]
           replaced += sum(other for _, other in found)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import platform
+import shlex
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -12,8 +14,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from binarydm_jax import diagnostic_plots, plots, preemption, report, summary
-from binarydm_jax.command_line import cpu_count
+from binarydm_jax import __version__, diagnostic_plots, plots, preemption, report, summary
+from binarydm_jax.command_line import PROJECT, cpu_count
 from binarydm_jax.data import read_all
 from binarydm_jax.deploy import packed
 from binarydm_jax.deploy.cost import nominal_bits
@@ -92,10 +94,12 @@ def evaluate(problem, workdir, path, costs, table, step):
   binarized = any(rule.bases for rule in table.values())
   steps = config.student.steps
   unfinished = f", step {step} of {steps}" if step < steps else ""
+  quantized = any(rule.weights != "float" or rule.act_bits != 32 for rule in table.values())
+  kind = "1-bit student" if binarized else "quantized student" if quantized else "full precision, trained on"
   about = {
     "teacher": ("full precision teacher", "32/32"),
     "student": (
-      f"{'1-bit' if binarized else 'quantized'} student ({config.method}{unfinished})",
+      f"{kind} ({config.method}{unfinished})",
       f"{nominal_bits(table)}/{config.quant.act_bits}",
     ),
   }
@@ -193,14 +197,22 @@ def write_report(problem, workdir):
   for name in ("teacher", "student"):
     grids[name] = np.array(open_samples(workdir / "samples" / f"{name}.npz")[:64])
   curves = plots.read_curves(workdir / "metrics.jsonl")
-  lists = {"The student": results["settings"], "The packed file": results["packed"]}
+  lists = {
+    "The student": results["settings"], "Held-out loss": results["heldout"], "The packed file": results["packed"]
+  }
   if measured := summary.metrics_list(results["models"]):
     lists = {"All metrics": measured, **lists}
   if results["reference"]:
     hidden = ("fid", "what", "version", "network", "sha256")
     lists["The real images"] = {name: value for name, value in results["reference"].items() if name not in hidden}
-  if run := training_time(workdir, curves):
-    lists["Training"] = run
+  config = problem.config
+  lists["Training"] = {"Seed": config.seed}
+  for stage in ["teacher"] * (not config.teacher.checkpoint) + ["student"]:
+    fields = config[stage]
+    lists["Training"][stage.capitalize()] = (
+      f"{fields.steps:,} steps, batches of {fields.batch_size}, learning rate {fields.learning_rate:g}"
+    )
+  lists["Training"] |= training_time(workdir, curves)
   captions = {"real": "real, held out", "teacher": "teacher, 32 bits", "student": "student, packed"}
   pictures = {captions[name]: images[:49] for name, images in grids.items()}
   plots.save_png(workdir / "samples" / "comparison.png", plots.side_by_side(pictures))
@@ -247,14 +259,26 @@ def environment():
   """Versions, devices and the command, for results.json."""
   devices = jax.devices()
   return dict(
-      binarydm_jax=version("binarydm_jax") if _installed() else "source tree",
+      binarydm_jax=version("binarydm_jax") if _installed() else f"{__version__}, {commit() or 'source tree'}",
       jax=jax.__version__,
       python=platform.python_version(),
       devices=f"{len(devices)} x {devices[0].device_kind}, {cpu_count()} CPU cores",
       processor=processor(),
       time=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-      command="python -m binarydm_jax.main " + " ".join(sys.argv[1:]),
+      command="python -m binarydm_jax.main " + shlex.join(sys.argv[1:]),
   )
+
+
+def commit():
+  """"commit ..." of the checkout that runs, with "-dirty" where files were edited; "" where there is none to ask."""
+  command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+  except (OSError, subprocess.TimeoutExpired):
+    return ""
+  # Not that of a project into whose folders this one was copied.
+  own = (PROJECT / ".git").exists()
+  return f"commit {done.stdout.strip()}" if own and done.returncode == 0 else ""
 
 
 def processor():

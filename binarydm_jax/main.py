@@ -4,9 +4,10 @@ Modes: all (teacher if none is given, binarize, export, evaluate, report), pretr
 images to disk), binarize, sample, evaluate, export, info. Run again in the same workdir, each continues where it
 stopped. `--mode=sample` alone draws from the model that comes with the package. Several processes: see
 binarydm_jax/distributed.py. Exit codes: 0 done; 1 an error, said in one line (BINARYDM_TRACEBACK=1 shows where it comes
-from); 75 stopped by SIGTERM or SIGINT with all saved, run it again.
+from); 75 stopped by SIGTERM, SIGINT or SIGHUP with all saved, run it again.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -93,7 +94,8 @@ def main(argv):
         raise ValueError("--distributed=auto did not see that there are several processes: give --distributed=on")
     run(CONFIG.value, _WORKDIR.value, _MODE.value)
   except preemption.Preempted:
-    print(f"{_WORKDIR.value}: stopped by a signal, all is saved; the same command goes on", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      print(f"{_WORKDIR.value}: stopped by a signal, all is saved; the same command goes on", file=sys.stderr)
     sys.exit(preemption.EXIT_CODE)
   except (ValueError, OSError, RunError) as error:
     if os.environ.get("BINARYDM_TRACEBACK"):

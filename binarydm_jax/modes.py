@@ -12,6 +12,7 @@ from binarydm_jax.deploy import load, packed, stablehlo
 from binarydm_jax.deploy.description import REMAINDERS
 from binarydm_jax.deploy.unfinished import unfinished
 from binarydm_jax.files import sha256_of, write_atomically
+from binarydm_jax.formats import format_bytes, format_ops
 from binarydm_jax.mesh import wait_for_all
 from binarydm_jax.networks import packed_network, stream_samples, teacher_variables, trained_network
 from binarydm_jax.quant import LayerRule, deployed_table
@@ -84,12 +85,12 @@ def info(problem, workdir):
         f" {row['packed_bytes']:10,} {row['macs']:12,} {more}".rstrip()
     )
   _say(
-      f"parameters {student.params:,}; float32 {student.fp32_bytes / 2**20:.2f} MiB; packed"
-      f" {student.packed_bytes / 2**20:.2f} MiB ({student.fp32_bytes / student.packed_bytes:.1f}x smaller)\n"
+      f"parameters {student.params:,}; float32 {format_bytes(student.fp32_bytes)}; packed"
+      f" {format_bytes(student.packed_bytes)} ({student.fp32_bytes / student.packed_bytes:.1f}x smaller)\n"
       f"binarized weights {student.binarized:,}, {student.two_bases:,} of them with two bases;"
       f" {student.true_weight_bits:.3f} bits a weight\n"
-      f"multiply-accumulates {student.macs / 1e9:.3f} G + {student.attention_macs / 1e9:.3f} G in attention; operations"
-      f" {student.ops / 1e9:.3f} G ({student.macs / student.ops:.1f}x fewer)"
+      f"multiply-accumulates {format_ops(student.macs)} + {format_ops(student.attention_macs)} in attention; operations"
+      f" {format_ops(student.ops)} ({student.macs / student.ops:.1f}x fewer)"
   )
   _write(Path(workdir) / "info.json", json.dumps(student.as_dict(), indent=2) + "\n")
 

@@ -34,7 +34,7 @@ def draw_panel(draw, theme, size=(5.2, 2.9)):
   axes.set_axisbelow(True)
   axes.spines[["top", "right", "left"]].set_visible(False)
   axes.spines["bottom"].set_color(theme["line"])
-  if len(axes.get_legend_handles_labels()[1]) > 1:
+  if len(axes.get_legend_handles_labels()[1]) > 0:
     axes.legend(frameon=False, fontsize=9, labelcolor=theme["ink"], handlelength=1.2)
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", facecolor=theme["page"])

@@ -21,7 +21,7 @@ GAP_GREY = 128  # Between the tiles of a grid: visible beside black and beside w
 PANELS = (
     ("Denoising loss", True,
      (("teacher", "teacher", "teacher", ("simple", "loss")), ("student", "student", "student", ("simple", "loss")))),
-    ("The student's loss and its terms", True,
+    ("The student's loss, and its terms before their weights", True,
      (("total", "loss", "student", ("loss",)), ("denoising", "simple", "student", ("simple",)),
       ("feature alignment (LRM)", "lrm", "student", ("lrm",)),
       ("teacher's prediction (NeM)", "teacher", "student", ("nem",)))),

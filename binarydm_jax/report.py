@@ -19,8 +19,9 @@ GRID_CAPTIONS = {"real": "Real images", "packed": "Packed: the student stored as
 SETTINGS = (("feature_network", "Feature network"), ("feature_sha256", "Its SHA-256"), ("num_samples", "Samples"),
             ("sampler", "Sampler"), ("steps", "Sampling steps"), ("spacing", "Spacing of timesteps"), ("eta", "eta"),
             ("clip", "x0 clipped"), ("dynamic_threshold", "Dynamic threshold"), ("guidance", "Guidance"),
-            ("labels", "Classes"), ("image_conversion", "To uint8"), ("seed", "Seed"), ("num_reference", "Real images"),
-            ("kid_subset_size", "Images a subset of the kernel distance"), ("images_per_second", "Images a second"))
+            ("labels", "Classes"), ("image_conversion", "To uint8"), ("seed", "Seed of sampling"),
+            ("num_reference", "Real images"), ("kid_subset_size", "Images a subset of the kernel distance"),
+            ("images_per_second", "Images a second (dequantized, in float)"))
 
 
 def _plain(value):

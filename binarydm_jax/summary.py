@@ -77,7 +77,7 @@ def _compare(noun, model, teacher, key, digits, more=""):
   if not known(base):
     return f"its {noun} is {text}, with no finite value of the teacher to set it against"
   if text == base_text:
-    return f"its {noun} equals the teacher's, {text}"
+    return f"its {noun} is the teacher's to the digits shown, {text}"
   return f"its {noun} is {'worse' if value > base else 'better'}, {text} against the teacher's {base_text}{more}"
 
 

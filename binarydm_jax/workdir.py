@@ -54,7 +54,7 @@ def read_config(workdir):
   except OSError:
     raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json") from None
   except json.JSONDecodeError:
-    raise ValueError(f"{path} is not valid JSON: remove that file, the next run writes it anew") from None
+    raise ValueError(f"{path} is not valid JSON: mend it, or remove it and give the fields of then") from None
 
 
 def is_run(path):

@@ -56,7 +56,7 @@ def test_table_text_is_aligned_and_says_gain_and_loss():
     ({"fid": None}, "Frechet distance was not measured"),
     ({"fid": float("nan")}, "Frechet distance is not a finite number"),
     ({"fid": 0.25}, "Frechet distance is better, 0.250 against the teacher's 0.310"),
-    ({"fid": 0.31}, "Frechet distance equals the teacher's, 0.310"),
+    ({"fid": 0.31}, "Frechet distance is the teacher's to the digits shown, 0.310"),
     ({"feature_network": "inception"}, "cannot be compared with the teacher's"),
     ({"feature_sha256": "cd"}, "cannot be compared with the teacher's"),
     ({"heldout_loss": None}, "held-out loss was not measured"),

@@ -49,6 +49,8 @@ def unet(model, input_shape, params):
     return None
   if model.num_classes or model.context_dim or model.resblock_updown or model.scale_shift:
     return None
+  if model.num_heads > 1 and not model.num_head_channels and len(set(model.channel_mult)) > 1:
+    return None  # as many heads at every width, where diffusers has as many channels a head
   ldm = model.layout == "ldm"
   names = ["AttnDownBlock2D" if 2**level in model.attention_resolutions else "DownBlock2D"
            for level in range(len(model.channel_mult))]

@@ -149,9 +149,8 @@ def read(path):
     PackedError: missing, truncated or foreign file; another version; missing, extra or misshapen tensors; a network
       that cannot be; values that are not finite; scales that are not positive; zero points that are none.
   """
-  if not os.path.exists(path):
-    raise PackedError(f"{path} does not exist; --mode=export writes it")
   try:
+    os.stat(path)
     with safe_open(path, framework="numpy") as file:
       metadata = file.metadata() or {}
       if metadata.get("format") != FORMAT:
@@ -167,6 +166,8 @@ def read(path):
       _check_header(found, described)
       tensors = {name: file.get_tensor(name) for name in found}
     _check_values(tensors, described.table)
+  except FileNotFoundError:
+    raise PackedError(f"{path} does not exist; --mode=export writes it") from None
   except (SafetensorError, OSError, ValueError, MemoryError) as error:
     raise PackedError(f"{path} is not a readable packed model: {_one_line(error)}") from None
   return PackedFile(described, tensors)

@@ -51,12 +51,12 @@ def _diffusers_config(path):
   return config
 
 
-def read(path):
-  """name -> numpy array or torch tensor."""
+def read(path, names=None):
+  """name -> numpy array or torch tensor; `names` alone, where they are there, if they are given."""
   if path.suffix == ".safetensors":
     try:
       with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # the last: 8-bit floats
       raise CheckpointError(f"{path} is not a readable checkpoint ({error})") from None
   content = read_torch(path)
@@ -70,7 +70,7 @@ def read(path):
     content = content.get("state_dict", content)
   if not named(content) or not all(hasattr(value, "shape") for value in content.values()):
     raise CheckpointError(f"{path} holds no state dict: a dictionary of tensors is needed")
-  return content
+  return content if names is None else {name: value for name, value in content.items() if name in names}
 
 
 def _bare(name):

@@ -34,7 +34,8 @@ def check_diffusion(path, schedule, target):
   if betas is None:
     return
   ours = schedule.betas
-  if len(betas) != len(ours) or not np.allclose(betas, ours, rtol=1e-3, atol=1e-7):
+  # Files may be stored in bfloat16, which is right to 0.4 %; schedules that are another differ by far more.
+  if len(betas) != len(ours) or not np.allclose(betas, ours, rtol=1e-2, atol=1e-7):
     of = lambda betas: f"{len(betas)} timesteps with betas from {betas[0]:.4g} to {betas[-1]:.4g}"
     middle = " (another curve between them)" if of(betas) == of(ours) else ""
     raise CheckpointError(
@@ -45,7 +46,7 @@ def check_diffusion(path, schedule, target):
 
 def _of_buffers(file):
   """Latent diffusion's betas, or None."""
-  tensors = {name: value for name, value in read(file).items() if name == "betas"}
+  tensors = read(file, {"betas"})
   betas = as_arrays(tensors, file).get("betas")
   return betas if betas is not None and betas.ndim == 1 and len(betas) else None
 

@@ -46,7 +46,7 @@ class _Quantized(nn.Module):
     """A variable of `quant`, made by `initial()` while the collection is mutable (init and calibrate)."""
     if not self.has_variable("quant", name) and not self.is_mutable_collection("quant"):
       path = "/".join(self.path)
-      if self.variables.get("quant"):
+      if self.scope.root.variables().get("quant"):
         raise ValueError(f"{path}: the collection 'quant' has no {name!r} for it, so it was made by other rules")
       raise ValueError(
           f"{path}/{name}: no collection 'quant' was given; apply the model with"
@@ -192,7 +192,7 @@ class QuantConv(_Quantized):
 
   def _geometry(self):
     """(stride, padding) as `convolve` has them, from the spellings of flax.linen.Conv."""
-    strides = set(np.atleast_1d(self.strides).tolist())
+    strides = set(np.atleast_1d(1 if self.strides is None else self.strides).tolist())
     if len(strides) > 1:
       raise ValueError(f"{'/'.join(self.path)}: strides {self.strides} differ by axis, which is not supported")
     padding = self.padding

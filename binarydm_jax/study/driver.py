@@ -1,5 +1,6 @@
 """The whole of a study: plan it, run what is not finished, say how it goes, write the tables."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -142,4 +143,5 @@ class Progress:
 
   def _say(self, run, words):
     count = f"[{self.ended}/{self.total}] " if run.row else ""
-    print(f"{count}{run.name}: {words}", flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone, and what follows has to be kept
+      print(f"{count}{run.name}: {words}", flush=True)

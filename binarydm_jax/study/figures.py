@@ -1,6 +1,7 @@
 """Pictures of a study: quality of each row, quality against size, training curves, samples side by side."""
 
 import functools
+import itertools
 import textwrap
 from pathlib import Path
 
@@ -120,9 +121,10 @@ def training_curves(folder, rows):
 
 def _draw_curves(curves, axes, theme):
   del theme
-  for (label, steps, losses), color in zip(curves, COLORS):
+  for (label, steps, losses), color, style in zip(curves, COLORS, itertools.cycle(("-", "--", ":"))):
     smooth = plots.smooth(losses, max(3, len(losses) // 10)) if len(losses) >= 10 else losses
-    axes.plot(steps, smooth, color=color, linewidth=1.5, label=label)
+    marker = "o" if len(steps) < 3 else None
+    axes.plot(steps, smooth, style, color=color, linewidth=1.5, label=label, marker=marker, markersize=3)
   values = np.concatenate([losses for *_, losses in curves])
   panels.log_axis(axes, values.min(), values.max())
   panels.step_axis(axes)
@@ -142,6 +144,7 @@ def sample_grids(folder, summaries):
     return {}
   seed, found = min(seeds), {}
   others = [row for row in summaries if row["name"] not in (*SHOWN, CEILING) and seed in row["seeds"]]
+  others = [row for row in others if row["metrics"]["heldout_loss"]]
   rows += sorted(others, key=lambda row: row["metrics"]["heldout_loss"]["mean"])
   for row in rows[: len(SHOWN)]:
     # The teacher's stand in the folder of each of its students; not all need be here, if studies were put together.

@@ -96,7 +96,7 @@ def _images(found):
 
 def _hardware(environment):
   """In words; a run of before does not say its processor."""
-  return "; ".join(environment[name] for name in ("processor", "devices") if name in environment)
+  return ", ".join(environment[name] for name in ("processor", "devices") if name in environment)
 
 
 def _common_settings(records):
@@ -159,7 +159,7 @@ def _protocol(about):
       f"Share of the gap closed: (`{FLOOR}` - row) / (`{FLOOR}` - `{CEILING}`), for each seed, then mean and"
       " deviation.",
       f"Steps of a student: {', '.join(map(str, about['training_steps']))}. Training seconds are those in steps,"
-      " without compilation, checkpoints and evaluation.",
+      " without compilation, checkpoints and evaluation, by the clock: pauses and other processes count.",
       "Where a row has such a part and does not say otherwise: "
       + ", ".join(f"`{name}` {value:g}" for name, value in about["settings"].items()) + ".",
   ]

@@ -236,7 +236,7 @@ def build(config, with_data=True, trains=("teacher", "student")):
   schedule = make_schedule(
       config.diffusion.schedule, config.diffusion.num_timesteps, config.diffusion.beta_start, config.diffusion.beta_end
   )
-  check_sampling(config, schedule)
+  check_sampling(config, schedule, trains)
   check_first_stage(config.first_stage, data)
   first_stage = build_first_stage(config.first_stage, data.channels)
   image_shape = (data.image_size, data.image_size, data.channels)

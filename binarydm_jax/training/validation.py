@@ -152,11 +152,6 @@ def check_method(config, method):
         f"quant.activation {method.activation!r} (of method {config.method!r}) changes what is quantized, and"
         " quant.act_bits is 32: take 8, 4, 3 or 2, or quant.activation=lsq"
     )
-  if method.weights != "lsq" and config.quant.weight_bits != 2:
-    raise ValueError(
-        f"quant.weight_bits is {config.quant.weight_bits}, which only LSQ's weights have, and method {config.method!r}"
-        f" has {method.weights!r}: set method=lsq, or the bits back to 2"
-    )
   if config.export.stablehlo and (method.activation not in INTEGER_ACTIVATIONS or method.response != "none"):
     raise ValueError(
         f"export.stablehlo is for layers in integers, and method {config.method!r} has activation"
@@ -187,19 +182,20 @@ def check_clipping(sample):
       )
 
 
-def check_sampling(config, schedule):
-  """Guidance without a trained null class; steps that the schedule does not have, or that the sampler cannot use."""
+def check_sampling(config, schedule, trains):
+  """Refuses guidance without a null class that a stage of `trains`, or the run's own teacher, has trained, and steps
+  that the schedule does not have or that the sampler cannot use."""
   sample, teacher = config.sample, config.teacher
   if sample.guidance != 1 and not config.model.null_class:
     raise ValueError(
         f"sample.guidance is {sample.guidance}; it needs model.null_class and teacher.label_dropout, else set it to 1"
     )
-  trained = ["teacher"] * bool(teacher.steps and not teacher.checkpoint) + ["student"]
-  for stage in trained if sample.guidance != 1 else []:
-    if not config[stage].label_dropout:
+  own = {"teacher": teacher.steps and not teacher.checkpoint, "student": "student" in trains}
+  for stage in own:
+    if sample.guidance != 1 and own[stage] and not config[stage].label_dropout:
       raise ValueError(
-          f"sample.guidance is {sample.guidance}, and {stage}.label_dropout 0: the null class is never trained; set"
-          " that to 0.1, or the guidance to 1"
+          f"sample.guidance is {sample.guidance}, and {stage}.label_dropout 0: the null class is not trained; set that"
+          " to 0.1, or the guidance to 1"
       )
   if sample.sampler in ("ddim", "ddpm"):
     if sample.steps:

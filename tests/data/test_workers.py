@@ -112,7 +112,7 @@ def read(i):
   return np.zeros((1, 1, 1), np.uint8), i
 
 if __name__ == "__main__":
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: print("got", number, flush=True))
   stream = batches(Source("s", 0, range(8), read), batch_size=2, seed=0, workers=2)
   while len(multiprocessing.active_children()) < 2:
@@ -150,7 +150,7 @@ def test_signals_to_the_group_leave_workers_alone_and_they_end_with_their_parent
       assert len(workers) == 2 and not any(map(_gone, workers))
       # First while the workers still import, then while they work.
       for _ in range(2):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
           os.killpg(program.pid, number)
           assert line() == ["got", str(int(number))]
         ask()

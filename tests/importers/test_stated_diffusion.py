@@ -35,6 +35,8 @@ def test_betas_of_a_file(suffix, tmp_path):
     with pytest.raises(CheckpointError, match=told) as caught:
       check_diffusion(path, other, "eps")
     assert "\n" not in str(caught.value)
+  save({"betas": np.asarray(torch.tensor(LDM.betas).bfloat16().float())})  # stored with three digits
+  check_diffusion(path, LDM, "eps")
   save({"x": np.zeros(3, np.float32)})
   check_diffusion(path, DDPM, "v")
 

@@ -41,3 +41,15 @@ def test_terms_drop_labels_of_their_batch():
   # Mean (label - noise)^2 of the same noise: 25 - 2 * 5 * mean(noise) more.
   noise_mean = (25 - (losses[1] - losses[0])) / 10
   assert abs(noise_mean) < 0.2
+
+
+def test_labels_are_dropped_by_a_key_of_their_own():
+  """Not by that of the noise, nor by that which the dropout of an example's features comes from."""
+  batch = {"image": jnp.zeros((64, 2, 2, 1)), "label": jnp.zeros(64, jnp.int32)}
+  model = FakeModel()
+  model.dropout = 0.1
+  key = jax.random.key(3)
+  examples = make_examples(model, make_schedule("linear"), "eps", 0.5, batch, key)
+  keys = jax.random.split(key, 3)
+  dropped = [drop_labels(batch["label"], 5, 0.5, other) for other in keys]
+  assert [bool((labels == examples["labels"]).all()) for labels in dropped] == [False, False, True]
