@@ -56,7 +56,8 @@ def check_program(text, state, count, fsdp):
     assert word not in text, word
   return split
 
-# With 4-bit activations ten steps: a code that rounding decides moves a loss by up to 2e-3, at the eleventh step here.
+# With 4-bit activations ten steps: a code that rounding decides moves a loss by up to 2e-3, and one did at the eleventh
+# step of five blocks.
 for act_bits, steps in ((32, 20), (4, 10)):
   results = []
   for count, fsdp, accumulate in ((1, 1, 1), SHARED):
