@@ -56,7 +56,7 @@ def get_config():
       dict(
           model_channels=64,
           channel_mult=(1, 2, 2),
-          num_res_blocks=2,
+          num_res_blocks=2,  # of each level of the encoder, which may have none; the decoder has one more
           attention_resolutions=(4, 2),  # down-sampling factors
           num_heads=4,
           num_head_channels=0,  # channels a head; 0 takes num_heads

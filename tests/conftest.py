@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # The networks of the tests are tiny: compiling them is nearly all the time, so it is done cheaply. Before jax starts.
 os.environ["XLA_FLAGS"] = " ".join([
   os.environ.get("XLA_FLAGS", ""),
@@ -22,6 +24,28 @@ gc.set_threshold(50_000, 20, 50)
 # Tests and the processes that they start compile the same programs: once is enough.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="binarydm_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def inspected_once():
+  """Hundreds of tests build the same few networks: walking through one again and again would be most of their time."""
+  from binarydm_jax.training import problem  # here, where jax has found the flags above
+
+  real, known = problem.quant.inspect_layers, {}
+
+  def inspect_layers(model, *inputs, **kwargs):
+    key = model, inputs, tuple(kwargs.items())
+    try:
+      hash(key)
+    except TypeError:  # arrays, or a model with rules
+      return real(model, *inputs, **kwargs)
+    if key not in known:
+      known[key] = real(model, *inputs, **kwargs)
+    return list(known[key])
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(problem.quant, "inspect_layers", inspect_layers)
+    yield
 
 
 def pytest_addoption(parser):

@@ -37,13 +37,11 @@ def free_port():
   (["--coordinator=localhost:1"], "--num_processes is missing: --coordinator, --num_processes and --process_id are"),
   (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "--process_id 2 must be below --num_proc"),
   (["--distributed=off", "--process_id=1"], "--distributed=off, and --coordinator, --num_processes or --process_id is"),
-  (["--config.mesh.data=4"], "mesh.data 4 x mesh.fsdp 1 are 4 devices, and there are 1: set mesh.data to 0 for all"),
-  (["--config.mesh.fsdp=2"], "mesh.fsdp 2 does not divide 1 devices"),
   (["--coordinator=localhost:PORT", "--num_processes=2", "--process_id=0", "--distributed_timeout=3"],
    "the processes did not come together (--distributed_timeout 3 seconds): check --coordinator, and that all"),
 ])  # fmt: skip
 def test_one_line_for_what_is_missing(flags, message, tmp_path):
-  """A flag, a device, a process: one line, before anything is written."""
+  """A flag, a process: one line, before anything is written; test_wrong_input has missing devices."""
   flags = [flag.replace("PORT", str(free_port())) for flag in flags]
   command = [sys.executable, "-m", "binarydm_jax.main", "--config=tests/tiny.py", f"--workdir={tmp_path / 'run'}"]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -22,10 +22,16 @@ def get_config(**flat):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  """Teacher and student are trained; nothing is exported."""
+  """Teacher and student are trained; the packed file that they came with stands aside."""
   folder = finished.copy(tmp_path_factory)[1]
-  (folder / "model.safetensors").unlink()
+  (folder / "model.safetensors").rename(folder / "default")
   return folder
+
+
+def put_default(workdir):
+  """The file of the default options, which `test_defaults` makes anew: making it takes seconds."""
+  shutil.copy(workdir / "default", workdir / "model.safetensors")
+  return load_file(workdir / "model.safetensors")
 
 
 def export(workdir, **flat):
@@ -34,8 +40,9 @@ def export(workdir, **flat):
 
 
 def test_defaults(workdir, capsys):
-  """Averaged weights, float32, no program beside the file."""
+  """Averaged weights, float32, no program beside the file; what mode "all" has written."""
   tensors = export(workdir)
+  jax.tree.map(np.testing.assert_array_equal, tensors, load_file(workdir / "default"))
   assert {tensor.dtype.name for tensor in tensors.values()} == {"uint8", "float32"}
   assert "middle/res/conv1/signs1" in tensors and "out_conv/codes" in tensors
   assert not (workdir / "model.stablehlo").exists() and "unfinished" not in capsys.readouterr().out
@@ -43,7 +50,7 @@ def test_defaults(workdir, capsys):
 
 def test_weights_of_the_last_step(workdir):
   """export.averaged=False reaches the packed file and the student that is sampled from its checkpoints."""
-  averaged, last = export(workdir), export(workdir, averaged=False)
+  averaged, last = put_default(workdir), export(workdir, averaged=False)
   assert set(averaged) == set(last) and not np.array_equal(averaged["out_norm/bias"], last["out_norm/bias"])
   for choice, tensors in ((True, averaged), (False, last)):
     problem = build(get_config(**{"export.averaged": choice}))
@@ -53,7 +60,7 @@ def test_weights_of_the_last_step(workdir):
 
 def test_bfloat16_remainder(workdir):
   """Half the bytes for what is not quantized, as `cost` counts them."""
-  whole, half = export(workdir), export(workdir, remainder="bfloat16")
+  whole, half = put_default(workdir), export(workdir, remainder="bfloat16")
   assert half["out_norm/bias"].dtype.name == "bfloat16" and half["out_conv/weight_step"].dtype == np.float32
   remainder = sum(tensor.nbytes for tensor in half.values() if tensor.dtype.name == "bfloat16")
   total = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in (whole, half)]
@@ -64,7 +71,7 @@ def test_bfloat16_remainder(workdir):
 
 def test_sampling_by_back_end(workdir):
   """sample.backend reaches the program: integers and floats draw nearly the same images, and each its own file."""
-  export(workdir)
+  put_default(workdir)
   images = {}
   for backend in ("float", "xla", "auto"):
     main.run(get_config(**{"sample.backend": backend}), str(workdir), "sample")
@@ -114,25 +121,27 @@ def test_unfinished_student(workdir, tmp_path, capsys, monkeypatch):
   activations in float. Its evaluation counts that file."""
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
   (tmp_path / "model.safetensors").unlink(missing_ok=True)
-  shutil.rmtree(tmp_path / "student" / str(finished.STEPS))
-  with pytest.raises(TrainingError, match=r"no finished student \(step 10 of 20\); run --mode=binarize first"):
+  for step in (2 * finished.SAVED, finished.STEPS):
+    shutil.rmtree(tmp_path / "student" / str(step))
+  with pytest.raises(TrainingError, match=r"no finished student \(step 8 of 20\); run --mode=binarize first"):
     export(tmp_path)
   assert not (tmp_path / "model.safetensors").exists()
   tensors = export(tmp_path, force=True)
-  said = "of an unfinished student, step 10 of 20, 2 of its 5 blocks not binarized yet: export.force"
+  said = "of an unfinished student, step 8 of 20, 2 of its 3 blocks not binarized yet: export.force"
   assert said in capsys.readouterr().out
-  assert "middle/res/conv1/signs2" in tensors and "output_1/res/conv1/signs2" not in tensors
+  assert "middle/res/conv1/signs2" in tensors and "output_0/res/conv1/signs2" not in tensors
   model = load(tmp_path / "model.safetensors", "xla")
   assert model.model.rules["middle/res/conv1"].rule.weights == "multi_basis"
-  assert "output_1/res/conv1/signs2" in export(workdir)
-  assert "middle/attn/qk/step_a" not in tensors and "middle/attn/qk/step_a" in export(workdir)
+  whole = put_default(workdir)
+  assert "output_0/res/conv1/signs2" in whole
+  assert "middle/attn/qk/step_a" not in tensors and "middle/attn/qk/step_a" in whole
   told = []
   monkeypatch.setattr(modes.evaluate, "evaluate", lambda *arguments: told.extend(arguments))
   monkeypatch.setattr(modes, "_print_results", lambda *arguments: None)
   main.run(get_config(**{"export.force": True}), str(tmp_path), "evaluate")
   (_, student), table, step = told[3:]
-  assert student.packed_bytes == file_sizes(tmp_path / "model.safetensors")[0] and step == 10
-  assert table["middle/res/conv1"].bases == 2 and not table["output_1/res/conv1"].bases
+  assert student.packed_bytes == file_sizes(tmp_path / "model.safetensors")[0] and step == finished.SAVED
+  assert table["middle/res/conv1"].bases == 2 and not table["output_0/res/conv1"].bases
   shutil.rmtree(tmp_path / "student")
   with pytest.raises(TrainingError, match="no finished student"):
     export(tmp_path, force=True)

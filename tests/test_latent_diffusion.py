@@ -1,5 +1,6 @@
 """Latent diffusion from a published file, through the command line: one checkpoint holds teacher and first stage."""
 
+import functools
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ FIELDS = {
   "model.null_class": True,
   "model.context_dim": 6,
   "model.channel_mult": (1,),
+  "model.num_res_blocks": 0,
   "student.label_dropout": 0.5,
   "student.steps": 2,
   "first_stage.kind": "kl",
@@ -51,9 +53,9 @@ FIELDS = {
 }
 
 
-def publish(config, path, scale_factor=None):
-  """A latent diffusion .ckpt with random weights for the networks of a config."""
-  problem = build(config, with_data=False)
+@functools.cache
+def random_state(teacher, inputs, first_stage):
+  """name -> array of a latent diffusion .ckpt with random weights."""
   rng = np.random.default_rng(0)
 
   def random(model, *inputs):
@@ -63,13 +65,19 @@ def publish(config, path, scale_factor=None):
   def names(model, params, entries):
     return restore(params, entries(model, flax.traverse_util.flatten_dict(params, sep="/"), "compvis"))
 
-  unet = names(problem.teacher, random(problem.teacher, *problem.inputs()), unet_entries)
+  unet = names(teacher, random(teacher, *inputs), unet_entries)
   image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
-  stage = names(problem.first_stage, random(problem.first_stage, image), autoencoder_entries)
+  stage = names(first_stage, random(first_stage, image), autoencoder_entries)
   state = {"cond_stage_model.embedding.weight": unet.pop("class_embedder.weight")}
   state |= {f"model.diffusion_model.{name}": value for name, value in unet.items()}
-  state |= {f"first_stage_model.{name}": value for name, value in stage.items()}
-  state = {name: torch.tensor(value) for name, value in state.items()}
+  return state | {f"first_stage_model.{name}": value for name, value in stage.items()}
+
+
+def publish(config, path, scale_factor=None):
+  """A latent diffusion .ckpt with random weights for the networks of a config."""
+  problem = build(config, with_data=False)
+  found = random_state(problem.teacher, problem.inputs(), problem.first_stage)
+  state = {name: torch.tensor(value) for name, value in found.items()}
   if scale_factor:
     state["scale_factor"] = torch.tensor(scale_factor)
   torch.save({"state_dict": state}, path)
@@ -227,7 +235,7 @@ def test_latents_of_the_packed_file_become_images(run):
   decoder = Autoencoder(**fields)
   params, _ = load_autoencoder(config.teacher.checkpoint, decoder)
   assert digest(params) == sha256
-  images = decoder.apply({"params": params}, latents / factor, method="decode")
+  images = jax.jit(lambda x: decoder.apply({"params": params}, x, method="decode"))(latents / factor)
   stage = open_first_stage(config, build(config).first_stage, workdir, None)
   assert images.shape == (2, 8, 8, 1)
   np.testing.assert_allclose(images, stage.decode(latents, 2), atol=1e-5)

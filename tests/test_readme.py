@@ -18,7 +18,7 @@ ALL = (ROOT / "README.md").read_text() + "".join(path.read_text() for path in so
 def test_the_librarys_example_runs(tmp_path, monkeypatch):
   """docs/library.md: gradients for every leaf of both collections; the file that is read back gives the student."""
   text = (ROOT / "docs" / "library.md").read_text()
-  train, read, mimic, evolve, _ = re.findall(r"```python test\n(.*?)```", text, re.DOTALL)
+  train, read, mimic, evolve, functions = re.findall(r"```python test\n(.*?)```", text, re.DOTALL)
   monkeypatch.chdir(tmp_path)
   names = {}
   exec(train, names)
@@ -40,6 +40,7 @@ def test_the_librarys_example_runs(tmp_path, monkeypatch):
     assert abs(layer["scale2"]).sum() > 0 and abs(late[name]["scale2"]).sum() == 0  # gone after the transition
   packed = names["load_file"]("head.safetensors")
   assert any(name.endswith("signs1") for name in packed) and not any("2" in name.rpartition("/")[2] for name in packed)
+  exec(functions, names)
 
 
 def test_fields_modes_and_methods_exist():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from binarydm_jax import plots, report
+from binarydm_jax import panels, plots, report
 from tests.test_summary import RESULTS, changed
 
 
@@ -62,6 +62,7 @@ def test_page_is_whole_and_closed_in_itself(tmp_path):
   assert len(checker.links) == 3 + 2 * 4 and all(link.startswith("data:image/") for link in checker.links)
   for link in checker.links:
     Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).verify()
+  assert panels.THEMES["light"].keys() == panels.THEMES["dark"].keys()  # what can be drawn on one can on the other
   assert "http" not in text and "prefers-color-scheme" in text and len(text) < 1_500_000
   for words in ("Real images", "1-bit student", "Feature distance", "<dd>0.250</dd>", "python -m binarydm_jax.main"):
     assert words in text

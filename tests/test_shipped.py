@@ -25,6 +25,7 @@ def test_card():
   assert any(layer["weights"] in ("one_basis", "multi_basis") for layer in model.description["layers"].values())
 
 
+@pytest.mark.slow
 def test_integers_agree_with_floats():
   """Of 32 predictions nearly all differ by rounding alone; a tie that falls the other way may change a few."""
   rng = np.random.default_rng(0)

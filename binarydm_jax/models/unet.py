@@ -33,7 +33,7 @@ class UNet(nn.Module):
     out_channels: of the prediction.
     model_channels: width of the first level; the time embedding has four times as many.
     channel_mult: width of each level over `model_channels`.
-    num_res_blocks: residual blocks a level (the decoder has one more).
+    num_res_blocks: residual blocks a level, 0 or more (the decoder has one more).
     attention_resolutions: down-sampling factors at which blocks have attention, such as (8, 4, 2).
     num_heads: attention heads, if `num_head_channels` is 0.
     num_head_channels: channels a head; 0 takes `num_heads`.

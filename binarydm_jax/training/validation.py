@@ -35,7 +35,6 @@ CHOICES = {
 AT_LEAST_ONE = (
   "data.image_size",
   "model.model_channels",
-  "model.num_res_blocks",
   "model.num_heads",
   "model.norm_groups",
   "model.transformer_depth",
@@ -73,6 +72,7 @@ AT_LEAST_ZERO = (
   "guard.divergence",
   "mesh.data",
   "mesh.min_size",
+  "model.num_res_blocks",
   "model.num_head_channels",
   "model.num_classes",
   "model.context_dim",

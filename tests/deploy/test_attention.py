@@ -20,32 +20,32 @@ class Attention(nn.Module):
     return attend(q, k, v, self.rules, None)
 
 
-@pytest.mark.parametrize("run", [attention.run, attention.run_native])
 @pytest.mark.parametrize("n, m", [(4, 6), (128, 160)], ids=["at once", "by head"])
 @pytest.mark.parametrize(
   "bits, activation, dtype",
   [(4, "lsq", jnp.float32), (8, "lsq", jnp.bfloat16), (32, "lsq", jnp.float32), (4, "asymmetric", jnp.float32),
    (8, "asymmetric", jnp.float32)],
 )  # fmt: skip
-def test_equals_the_module(run, n, m, bits, activation, dtype):
-  """Self- and cross-attention, quantized or not: the same numbers up to the rounding of sums."""
-  if run is attention.run_native and not kernels.attention_runs():
-    pytest.skip("no native attention here")
+def test_equals_the_module(n, m, bits, activation, dtype):
+  """Self- and cross-attention, quantized or not, by XLA and by the kernel where there is one: the same numbers up to
+  the rounding of sums."""
   keys = jax.random.split(jax.random.key(0), 3)
   q, k, v = (jax.random.normal(key, (2, size, 3, 8)).astype(dtype) for key, size in zip(keys, (n, m, m)))
   rule = LayerRule(act_bits=bits, activation=activation)
   plain = Attention({"qk": rule, "av": rule})
-  learned = quant.calibrate(plain, {}, q, k, v)
+  learned = jax.jit(lambda *inputs: quant.calibrate(plain, {}, *inputs))(q, k, v)
   assert bool(learned) == (bits != 32)
   if activation == "asymmetric":  # the softmax needs no level below zero, or hardly one where few values tell
     assert learned["av"]["zero_point_a"] <= 2 ** (bits - 5) and learned["qk"]["zero_point_a"] > 2 ** (bits - 3)
-  fused = Attention({"qk": quant.PackedAttention(rule, "any", run), "av": rule})
-  wanted, out = (jax.jit(model.apply)({"quant": learned}, q, k, v) for model in (plain, fused))
-  assert out.shape == (2, n, 24) and out.dtype == dtype
-  tolerance = 1e-4 if dtype == jnp.float32 else 0.05
-  close = np.isclose(np.asarray(out, np.float32), np.asarray(wanted, np.float32), rtol=0, atol=tolerance)
-  # A sum in another order may decide one rounding to a code.
-  assert close.mean() > (0.995 if dtype == jnp.float32 else 0.95)
+  wanted = jax.jit(plain.apply)({"quant": learned}, q, k, v)
+  for run in (attention.run, *[attention.run_native] * kernels.attention_runs()):
+    fused = Attention({"qk": quant.PackedAttention(rule, "any", run), "av": rule})
+    out = jax.jit(fused.apply)({"quant": learned}, q, k, v)
+    assert out.shape == (2, n, 24) and out.dtype == dtype
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.05
+    close = np.isclose(np.asarray(out, np.float32), np.asarray(wanted, np.float32), rtol=0, atol=tolerance)
+    # A sum in another order may decide one rounding to a code.
+    assert close.mean() > (0.995 if dtype == jnp.float32 else 0.95), run
   assert float(jnp.std(wanted.astype(jnp.float32))) > 0.05
   assert (n * m >= attention.BY_HEAD_FROM) == (n == 128)
 
@@ -85,11 +85,12 @@ def test_native_shapes(shape):
   q, k, v = (jax.random.normal(key, (batch, size, heads, d)) for key, size in zip(keys, (n, m, m)))
   products = ({"step_a": jnp.float32(0.2), "step_b": jnp.float32(0.3)},
               {"step_a": jnp.float32(2**-7), "step_b": jnp.float32(0)})
-  wanted, out = (run(q, k, v, *products, 5, 8) for run in (attention.run, attention.run_native))
+  programs = [jax.jit(run, static_argnums=(5, 6)) for run in (attention.run, attention.run_native)]
+  wanted, out = (run(q, k, v, *products, 5, 8) for run in programs)
   assert out.shape == wanted.shape == (batch, n, heads, d)
   np.testing.assert_allclose(out, wanted, atol=1e-8)  # values are of the size of 127 steps of 1e-8
   products[1]["step_b"] = jnp.float32(0.02)
-  wanted, out = (run(q, k, v, *products, 5, 8) for run in (attention.run, attention.run_native))
+  wanted, out = (run(q, k, v, *products, 5, 8) for run in programs)
   np.testing.assert_allclose(out, wanted, atol=0.02)
   assert not batch or float(jnp.abs(wanted).max()) > 0.05
 

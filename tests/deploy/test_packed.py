@@ -28,16 +28,21 @@ def unet(**fields):
 
 
 @functools.cache
+def shapes(teacher):
+  """Of its parameters; many students below are of one network."""
+  return jax.eval_shape(teacher.init, jax.random.key(0), *teacher.abstract_inputs(SHAPE))["params"]
+
+
+@functools.cache
 def student(weights, act_bits=32, edge_bits=32, weight_bits=2, seed=0, activation="lsq", **fields):
   """(model with its deployed rules, table, layers, variables); kernels, scales, steps, zero points: all random."""
   teacher = unet(**fields)
   labels = (jnp.arange(2),) if teacher.num_classes else ()
   x, t = jnp.zeros((2, *SHAPE)), jnp.zeros(2, jnp.int32)
-  layers = quant.inspect_layers(teacher, x, t, *labels)
+  layers = quant.inspect_layers(teacher, *teacher.abstract_inputs(SHAPE))  # which conftest remembers
   trained = quant.preset(weights, act_bits, weight_bits, EDGES, edge_bits, activation).resolve(layers)
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(teacher.init, jax.random.key(0), x, t, *labels)["params"]
-  params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+  params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes(teacher))
   learned = jax.eval_shape(lambda p: quant.calibrate(teacher.clone(rules=trained), p, x, t, *labels), params)
 
   def fill(path, leaf):

@@ -22,11 +22,11 @@ NAME = "middle/res/conv1"
 def student(name, edge_bits=32, **fields):
   """(model with rules, table, layers, variables), all of them random, so that no method is where it starts."""
   teacher = unet(**fields)
-  x, t = jnp.zeros((2, *SHAPE)), jnp.zeros(2, jnp.int32)
-  layers = quant.inspect_layers(teacher, x, t)
+  inputs = teacher.abstract_inputs(SHAPE)
+  layers = quant.inspect_layers(teacher, *inputs)
   table = quant.preset(name, 4, 2, EDGES, edge_bits, num_timesteps=200).resolve(layers)
   model, rng = teacher.clone(rules=table), np.random.default_rng(0)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), x, t)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
   def fill(path, leaf):
     if path[0].key == "params" or path[-1].key in quant.rivals.NAMES:

@@ -56,7 +56,7 @@ def test_a_step_by_hand(tmp_path):
   write(tmp_path / "m", student("baseline", act_bits=4))
   model = load(tmp_path / "m", "xla")
   x = np.asarray(jax.random.normal(jax.random.key(0), (2, *SHAPE)))
-  step = sampling_step(model, clip=False)
+  step = jax.jit(sampling_step(model, clip=False))
   abar = np.cumprod(1 - np.linspace(1e-4, 0.04, 200))
   output = np.asarray(model(x, 50))
   x0 = (x - (1 - abar[50]) ** 0.5 * output) / abar[50] ** 0.5

@@ -139,6 +139,7 @@ print("same")
 
 def test_a_sharded_batch_gives_the_global_covariance():
   """Four devices, two examples on each, fit what one device fits on all eight, and not what one shard would."""
-  environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+  environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
   result = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, timeout=120)
   assert result.returncode == 0 and result.stdout.strip() == "same", result.stderr[-2000:]

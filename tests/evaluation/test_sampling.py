@@ -143,7 +143,7 @@ def unet():
   """A class-conditional U-Net of a few thousand weights and random variables for it."""
   from binarydm_jax.models import UNet
 
-  model = UNet(1, 8, (1, 2), 1, (2,), num_heads=2, norm_groups=4, num_classes=3, null_class=True)
+  model = UNet(1, 8, (1,), 0, (), num_heads=2, norm_groups=4, num_classes=3, null_class=True)
   rng = np.random.default_rng(0)
   inputs = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32)
   shapes = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)

@@ -1,5 +1,6 @@
 """Files of the published layouts: round trips bit for bit, EMA weights, and every wrong file as one clear error."""
 
+import functools
 import json
 import os
 import sys
@@ -36,8 +37,9 @@ VQ = Autoencoder("vq", 3, 8, (1, 2), 1, (2,), 3, 16, 4)
 KL = Autoencoder("kl", 3, 8, (1, 2), 1, (), 4, 0, 4)
 
 
+@functools.cache
 def random_params(model, *inputs):
-  """Flat: path -> random float32 array."""
+  """Flat: path -> random float32 array; the same ones to all who ask."""
   tree = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)["params"]
   rng = np.random.default_rng(0)
   flat = flax.traverse_util.flatten_dict(tree, sep="/")

@@ -10,7 +10,7 @@ from binarydm_jax.models import UNet
 from binarydm_jax.models.unet import REMAT
 from binarydm_jax.quant import calibrate, inspect_layers, preset
 
-NET = UNet(3, 8, (1,), 1, num_heads=2, norm_groups=4)  # the middle block has attention
+NET = UNet(3, 8, (1,), 0, num_heads=2, norm_groups=4)  # the middle block has attention
 X, T = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3, 900])
 
 
@@ -26,11 +26,14 @@ def student():
 
 
 def gradient(model):
+  """((loss, (prediction, features)), gradients) of variables, x and t."""
+
   def loss(variables, x, t):
     prediction, features = model.apply(variables, x, t)
-    return jnp.mean(prediction**2) + sum(jnp.mean(f.astype(jnp.float32) ** 2) for f in features)
+    return jnp.mean(prediction**2) + sum(jnp.mean(f.astype(jnp.float32) ** 2) for f in features), (
+      prediction, features)
 
-  return jax.jit(jax.value_and_grad(loss))
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @pytest.mark.slow
@@ -56,8 +59,9 @@ def test_a_bfloat16_embedding_in_a_float32_network():
   shapes = jax.eval_shape(model.init, jax.random.key(0), X, T, labels)["params"]
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
+  run = jax.jit(model.apply)
   half = params["label_embed"]["embedding"].astype(jnp.bfloat16)
-  outputs = [model.apply({"params": {**params, "label_embed": {"embedding": table}}}, X, T, labels)[0]
+  outputs = [run({"params": {**params, "label_embed": {"embedding": table}}}, X, T, labels)[0]
              for table in (half, half.astype(jnp.float32))]  # fmt: skip
   np.testing.assert_array_equal(*outputs)
 
@@ -66,13 +70,12 @@ def test_bfloat16_computes_in_bfloat16(student):
   """Features and every product are bfloat16, prediction and gradients float32, and near those of float32."""
   table, variables = student
   model = NET.clone(rules=table, dtype=jnp.bfloat16)
-  prediction, features = jax.jit(model.apply)(variables, X, T)
+  (_, (prediction, features)), gradients = gradient(model)(variables, X, T)
   assert prediction.dtype == jnp.float32 and {f.dtype for f in features} == {jnp.dtype(jnp.bfloat16)}
   text = str(jax.make_jaxpr(lambda v: model.apply(v, X, T)[0])(variables))
   products = [line for line in text.splitlines() if "dot_general" in line or "conv_general" in line]
   assert products and all(line.split(":")[1].startswith("bf16") for line in products), products
   wanted, _ = jax.jit(NET.clone(rules=table).apply)(variables, X, T)
   assert np.abs(prediction - wanted).max() < 0.1 * np.abs(wanted).max()
-  _, gradients = gradient(model)(variables, X, T)
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all(), path

@@ -1,12 +1,10 @@
-"""Rules: which one decides, what is refused, presets, overrides; and the LDM-4 U-Net by inspection."""
+"""Rules: which one decides, what is refused, presets, overrides; inspection by hand. test_ldm4 has a whole U-Net."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from binarydm_jax.models import UNet
-from binarydm_jax.models.unet import EDGES
 from binarydm_jax.quant import (
   LayerInfo,
   LayerRule,
@@ -206,46 +204,3 @@ def test_resolve_makes_the_table_of_a_model():
   assert resolve(Rules((Rule("down/*", TWO), Rule("*", LSQ4))), Toy(), TOY_INPUT) == {
     "down/conv": TWO, "dense": LSQ4, "outer": LayerRule("float", 4, 8),
   }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def ldm4():
-  """(model, its layers, the table of LMB at 4-bit activations) for LDM-4 on LSUN-Bedrooms; shapes only."""
-  model = UNet(3, 224, (1, 2, 3, 4), 2, (8, 4, 2), num_head_channels=32)
-  inputs = (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
-  layers = inspect_layers(model, *inputs)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-  return model, layers, preset("lmb", 4, edges=EDGES).resolve(layers), shapes
-
-
-def test_ldm4_parameters(ldm4):
-  _, _, _, shapes = ldm4
-  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 274_056_163
-
-
-def test_ldm4_multiply_accumulates(ldm4):
-  _, layers, _, _ = ldm4
-  assert sum(layer.macs for layer in layers if layer.kind != "matmul") == 96_017_969_152
-  assert sum(layer.macs for layer in layers if layer.kind == "matmul") == 5_182_062_592
-
-
-def test_ldm4_binarized_weights_and_scales(ldm4):
-  _, layers, table, _ = ldm4
-  binarized = [layer for layer in layers if table[layer.path].bases]
-  assert sum(layer.size for layer in binarized) == 272_857_088
-  assert sum(layer.size for layer in binarized if table[layer.path].bases == 2) == 39_839_744
-  assert sum(layer.kernel_shape[-1] for layer in binarized) == 94_976
-  floats = {layer.path for layer in layers if layer.kind != "matmul" and not table[layer.path].bases}
-  assert floats == {"time_embed_0", "time_embed_1", "input_0/conv", "out_conv"}
-
-
-def test_ldm4_location_rule_takes_the_first_and_last_six_of_25_blocks(ldm4):
-  model, layers, table, _ = ldm4
-  names = model.block_names
-  assert len(names) == 25 and names[12] == "middle"
-  bases = {name: {table[layer.path].bases for layer in layers if layer.block == name and layer.size} for name in names}
-  # The very first holds only the first convolution, which is an edge: its resolution is what the rule goes by.
-  assert bases.pop("input_0") == {0}
-  assert [layer.resolution for layer in layers if layer.block == "input_0"] == [1.0]
-  assert [name for name in names if bases.get(name) == {2}] == [*names[1:6], *names[-6:]]
-  assert [name for name in names if bases.get(name) == {1}] == list(names[6:-6])

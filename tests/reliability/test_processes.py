@@ -54,7 +54,8 @@ def test_killed_and_resumed_equals_uninterrupted(alone, tmp_path):
 
 def test_two_processes_train_as_one(alone, tmp_path):
   """20 losses, with parameters split over both."""
-  np.testing.assert_allclose(finish(pretraining(tmp_path / "run", 2, **SPLIT)), losses(alone), rtol=1e-4)
+  run = pretraining(tmp_path / "run", 2, **SPLIT, **{"checkpoint.every": STEPS})
+  np.testing.assert_allclose(finish(run), losses(alone), rtol=1e-4)
 
 
 @pytest.mark.slow

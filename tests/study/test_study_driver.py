@@ -146,10 +146,8 @@ def command(*arguments):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--rows=nothing"], "--rows names nothing; there are complete, core"),
     (["--seeds=1,x"], "--seeds=1,x: give different whole numbers"),
     (["--table"], "holds no finished run of a study"),
-    (["--add=none.json"], "--add=none.json: No such file or directory; give results.json of other studies"),
 ])
 def test_errors_are_one_line(tmp_path, arguments, words):
   """Of the command itself."""

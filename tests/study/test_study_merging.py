@@ -91,11 +91,14 @@ def test_the_same_run_twice_counts_once(tmp_path):
   assert {row["name"]: row["seeds"] for row in summaries} == {"teacher": [1], "baseline": [1], "lmb": [1]}
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"about": {}, "rows": [], "records": []}'])
-def test_files_that_are_something_else(tmp_path, text):
+@pytest.mark.parametrize("text, words", [
+  (None, ": No such file or directory; give results.json of other studies"),
+  *((text, " is no results.json of a study") for text in ("{", "[]", '{"about": {}, "rows": [], "records": []}')),
+])  # fmt: skip
+def test_files_that_are_something_else(tmp_path, text, words):
   """One line that names the file."""
   path = tmp_path / "other.json"
   if text:
     path.write_text(text)
-  with pytest.raises(ValueError, match=r"--add=.*other.json"):
+  with pytest.raises(ValueError, match=rf"^--add=.*other\.json{words}"):
     merging.read(path)

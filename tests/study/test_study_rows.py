@@ -1,34 +1,23 @@
 """Every row of a study is a config that builds; names select rows; the command says what the config does."""
 
-import functools
 import shlex
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from binarydm_jax import quant
 from binarydm_jax.study import plan
 from binarydm_jax.study.rows import CEILING, FLOOR, GROUPS, ROWS, select
-from binarydm_jax.training import problem as problem_lib
 from binarydm_jax.training.methods import METHODS
 from binarydm_jax.training.problem import build
 from binarydm_jax.training.validation import field
 from configs import cifar10_study, digits_study
 from tests import tiny
 
-inspect_layers = functools.cache(quant.inspect_layers)
-
 
 def students(rows=ROWS, seeds=(1,), **changes):
   arguments = dict(config_file="tests/tiny.py", config=tiny.get_config(), overrides={}, folder="study") | changes
   return plan.make_runs(**arguments, rows=rows, seeds=seeds)[1]
-
-
-@pytest.fixture(autouse=True)
-def inspected_once(monkeypatch):
-  """The rows have few networks: walking through one again and again would be most of the time."""
-  monkeypatch.setattr(problem_lib.quant, "inspect_layers", inspect_layers)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

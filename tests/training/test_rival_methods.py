@@ -90,13 +90,13 @@ def test_config_errors(fields, match):
 @pytest.fixture(scope="module")
 def baseline():
   """What --mode=info counts for it."""
-  return costs(build(tiny.get_config(method="baseline")))[1].as_dict()
+  return costs(build(tiny.get_config(method="baseline", **{"model.channel_mult": (1,)})))[1].as_dict()
 
 
 @pytest.mark.parametrize("name", quant.RIVALS)
 def test_info(name, baseline, tmp_path, capsys):
   """--mode=info counts what a method adds to the file, and names it in the row of the layer."""
-  main.run(tiny.get_config(method=name), str(tmp_path), "info")
+  main.run(tiny.get_config(method=name, **{"model.channel_mult": (1,)}), str(tmp_path), "info")
   counted, plain = json.loads((tmp_path / "info.json").read_text()), baseline
   assert (counted["packed_bytes"] > plain["packed_bytes"]) == (name != "q_dm")
   assert counted["ops"] == plain["ops"] and counted["macs"] == plain["macs"]

@@ -1,6 +1,8 @@
 """Native convolutions: integers equal a 64-bit reference on every path that runs here; the fused one quantizes as quant
 does, and all paths give the same floats."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,17 +117,18 @@ def test_many_pixels(bits, path):
     np.testing.assert_array_equal(got[0], reference(codes, signs, stride, padding))
 
 
+@functools.cache
+def program(threads, **fields):
+  """`kernels.conv` compiled; `threads` is looked up in the environment when it is traced."""
+  return jax.jit(functools.partial(kernels.conv, stride=1, **fields))
+
+
 def fused(path, bits, x, step, signs, scales, bias, residual, bases, padding=((1, 1), (1, 1)), zero_point=None):
-  shape = signs.shape[1:]
-  packed = kernels.prepack(signs[0], signs[1] if bases == 2 else None, shape, bits, path=path)
-  call = jax.jit(
-    lambda x, packed: kernels.conv(
-      x, step, packed, scales[0], scales[1] if bases == 2 else None, bias, residual, zero_point, kernel_shape=shape,
-      stride=1,
-      padding=padding, act_bits=bits, bases=bases, path=path,
-    )  # fmt: skip
-  )
-  return np.asarray(call(x, packed))
+  shape, two = signs.shape[1:], bases == 2
+  packed = kernels.prepack(signs[0], signs[1] if two else None, shape, bits, path=path)
+  fields = dict(kernel_shape=shape, padding=padding, act_bits=bits, bases=bases, path=path)
+  call = program(library.threads(), **fields)
+  return np.asarray(call(x, step, packed, scales[0], scales[1] if two else None, bias, residual, zero_point))
 
 
 @pytest.mark.parametrize("bits", BITS)
