@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import struct
 
@@ -158,12 +159,11 @@ def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
   write(path, made)
   before = path.read_bytes()
 
-  def fails(self, data):
-    with open(self, "wb") as file:
-      file.write(data[:100])
+  def fails(descriptor):
+    os.truncate(descriptor, 100)
     raise OSError("no space left on device")
 
-  monkeypatch.setattr(pathlib.Path, "write_bytes", fails)
+  monkeypatch.setattr(os, "fsync", fails)
   with pytest.raises(OSError, match="no space"):
     write(path, student("baseline", seed=1))
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
