@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from binarydm_jax.deploy import load
+from binarydm_jax.files import sha256_of
 from binarydm_jax.main import with_shipped_model
 from binarydm_jax.modes import SHIPPED
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def test_card():
   """Its size and digest, and a model that loads by them."""
   card, size = SHIPPED.with_suffix(".md").read_text(), SHIPPED.stat().st_size
-  assert size < 400_000 and f"{size:,} bytes" in card
+  assert size < 400_000 and f"{size:,} bytes" in card and f"`{sha256_of(SHIPPED)}`" in card
   model = load(SHIPPED, "float")
   assert model.input_shape == (8, 8, 1)
   assert any(layer["weights"] in ("one_basis", "multi_basis") for layer in model.description["layers"].values())
