@@ -160,7 +160,7 @@ def test_errors_are_one_line(tmp_path, arguments, words):
 def test_a_small_study(tmp_path):
   """Real runs: two rows, two seeds, two at a time; the share of the gap is filled in; the second start runs nothing."""
   arguments = ("--config=tests/tiny.py", f"--folder={tmp_path}", "--rows=full_precision,baseline,binarydm_v5",
-               "--seeds=1,2", "--jobs=2", "--config.student.steps=4")  # fmt: skip
+               "--seeds=1,2", "--jobs=2")  # fmt: skip
   done = command(*arguments)
   assert done.returncode == 0, done.stdout + done.stderr
   rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
