@@ -1,10 +1,13 @@
-"""The reference of an evaluation: of the training images or of a published file, kept in the workdir."""
+"""The reference of an evaluation, of the training images or of a published file, kept in the workdir; the commit."""
 
+import re
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from binarydm_jax import evaluate
 from binarydm_jax.evaluate import get_reference
 from binarydm_jax.evaluation.features import Outputs
 
@@ -72,3 +75,22 @@ def test_published_file(tmp_path):
   network.name = "digits_classifier"
   with pytest.raises(ValueError, match="evaluation.feature_network is 'digits_classifier'; set it to 'inception'"):
     get_reference(problem(40, str(path)), tmp_path, network)
+
+
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+  """What a figure is cited with; edited files are said, and a folder that is no checkout has none, even inside one."""
+  git = lambda *arguments: subprocess.run(
+    ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *arguments], check=True, capture_output=True
+  )
+  (tmp_path / "inner").mkdir()
+  (tmp_path / "file").write_text("a")
+  git("init")
+  git("add", "file")
+  git("commit", "-m", "x")
+  monkeypatch.setattr(evaluate, "PROJECT", tmp_path)
+  clean = evaluate.commit()
+  assert re.fullmatch("commit [0-9a-f]{40}", clean)
+  (tmp_path / "file").write_text("b")
+  assert evaluate.commit() == f"{clean}-dirty"
+  monkeypatch.setattr(evaluate, "PROJECT", tmp_path / "inner")
+  assert evaluate.commit() == ""

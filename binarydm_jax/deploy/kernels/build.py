@@ -118,12 +118,12 @@ def library():
     return path
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as private:
       sources = [file for file in files if file.suffix == ".cc"]
-      objects = commands(cxx, target, sources, jax.ffi.include_dir(), folder)
+      objects = commands(cxx, target, sources, jax.ffi.include_dir(), private)
       with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, [command for command, _ in objects]))
-      whole = Path(folder) / path.name
+      whole = Path(private) / path.name
       run([cxx, "-shared", "-pthread", *(str(out) for _, out in objects), "-o", str(whole)])
       os.replace(whole, path)
   except OSError as error:
